@@ -1,0 +1,1 @@
+"""The node: receives series, remembers them, decides, delivers results. Needs neither torch nor TensorRT."""

@@ -1,0 +1,278 @@
+"""The nouns of the ledger: states as tables, and frozen records of what was received, decided and sent.
+
+No record holds a patient's name or identifier: the node never needs one to do its work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+# PS3.5 section 9.1: digits and dots, at most 64 characters. Leading zeros are forbidden there but common in the field,
+# and harmless; anything else could become a path.
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+
+# Namespace of every derived UID; changing it changes the identity of all results ever sent.
+_NAMESPACE = uuid.UUID("5d0f3a52-7c1e-5b7e-9f0a-2f6f2c1d9b11")
+
+RESEARCH_NOTICE = "For research use only. Not for diagnosis."
+
+
+class SeriesState(StrEnum):
+    """A series is open for instances, or sealed. An instance after the seal opens the next revision."""
+
+    RECEIVING = "RECEIVING"
+    SEALED = "SEALED"
+
+
+class JobState(StrEnum):
+    """Where one series revision stands on its way to the PACS."""
+
+    READY = "READY"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    SEGMENTED = "SEGMENTED"
+    DELIVERED = "DELIVERED"
+    SKIPPED = "SKIPPED"
+    REJECTED = "REJECTED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    SUPERSEDED = "SUPERSEDED"
+
+
+class DeliveryState(StrEnum):
+    """Where one result object stands on its way to one destination."""
+
+    PENDING = "PENDING"
+    SENDING = "SENDING"
+    SENT = "SENT"
+    COMMITTED = "COMMITTED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+_J = JobState
+
+# Every move that is allowed; anything else is a bug and raises. SKIPPED, REJECTED, FAILED and CANCELLED return to READY
+# only by an operator's word, FAILED also to SEGMENTED when just the delivery had failed.
+JOB_MOVES: dict[JobState, frozenset[JobState]] = {
+    _J.READY: frozenset({_J.QUEUED, _J.RUNNING, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
+    _J.QUEUED: frozenset({_J.READY, _J.RUNNING, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
+    _J.RUNNING: frozenset({_J.READY, _J.SEGMENTED, _J.REJECTED, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
+    _J.SEGMENTED: frozenset({_J.DELIVERED, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
+    _J.FAILED: frozenset({_J.READY, _J.SEGMENTED, _J.SUPERSEDED}),
+    _J.REJECTED: frozenset({_J.READY, _J.SUPERSEDED}),
+    _J.SKIPPED: frozenset({_J.READY, _J.SUPERSEDED}),
+    _J.CANCELLED: frozenset({_J.READY, _J.SUPERSEDED}),
+    _J.DELIVERED: frozenset(),
+    _J.SUPERSEDED: frozenset(),
+}
+
+WAITING = frozenset({_J.READY, _J.QUEUED})
+UNFINISHED = frozenset({_J.READY, _J.QUEUED, _J.RUNNING, _J.SEGMENTED})
+FINISHED = frozenset(_J) - UNFINISHED
+
+
+def is_uid(text: str) -> bool:
+    """Tell whether `text` is a UID by PS3.5 section 9.1 (leading zeros of a component tolerated)."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+def derived_uid(*parts: str) -> str:
+    """Return the UID, under the 2.25 root (PS3.5 B.2), that these parts always give.
+
+    A result sent twice is thereby the same object; a result of another input or model is another one.
+    """
+    return f"2.25.{uuid.uuid5(_NAMESPACE, chr(0).join(parts)).int}"
+
+
+def input_digest(instances: Iterable[tuple[str, str]]) -> str:
+    """Return one sha256 over `(SOP Instance UID, sha256 of the data set)` pairs, whatever their order."""
+    digest = hashlib.sha256()
+    for sop_uid, sha256 in sorted(instances):
+        digest.update(f"{sop_uid} {sha256}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What assembly and selection need of one instance, read from its first kilobytes.
+
+    Lengths in mm; positions and direction cosines in the patient's LPS system (PS3.3 C.7.6.2). ``None`` or an empty
+    value: the attribute is absent.
+    """
+
+    modality: str = ""
+    image_type: tuple[str, ...] = ()
+    series_description: str = ""
+    protocol_name: str = ""
+    study_description: str = ""
+    body_part: str = ""
+    contrast_agent: str = ""
+    sequence_name: str = ""
+    manufacturer: str = ""
+    frame_of_reference_uid: str = ""
+    instance_number: int | None = None
+    acquisition_number: int | None = None
+    images_in_acquisition: int | None = None
+    temporal_position: int | None = None
+    number_of_frames: int = 1
+    rows: int = 0
+    columns: int = 0
+    orientation: tuple[float, ...] = ()
+    position: tuple[float, ...] = ()
+    pixel_spacing: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the ledger's JSON column, empty ones left out."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v not in ("", (), None)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Header:
+        """Return the header kept by `to_json`; keys of another version are ignored."""
+        known: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in cls.__dataclass_fields__
+        }
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One received SOP instance: who sent it, where its bytes lie, and its header. Times in seconds since 1970."""
+
+    sop_uid: str
+    sop_class_uid: str
+    series_uid: str
+    study_uid: str
+    transfer_syntax_uid: str
+    sha256: str
+    size: int
+    path: str
+    calling_ae: str
+    called_ae: str
+    peer: str
+    received_at: float
+    header: Header = field(default_factory=Header)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series as the ledger knows it. `revision` counts the seals; `instances` those received so far."""
+
+    series_uid: str
+    study_uid: str
+    state: SeriesState
+    revision: int
+    calling_ae: str
+    instances: int
+    first_at: float
+    last_at: float
+    seal_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One revision of one series on its way to the PACS. Times in seconds since 1970."""
+
+    id: str
+    series_uid: str
+    study_uid: str
+    revision: int
+    state: JobState
+    stage: str
+    reason: str
+    next_step: str
+    priority: int
+    fence: int
+    attempts: int
+    calling_ae: str
+    description: str
+    instances: int
+    input_digest: str
+    model: str
+    worker: str
+    progress: float
+    not_before: float
+    created_at: float
+    updated_at: float
+    last_image_at: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for `--json` and the worker API."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result object in the spool."""
+
+    sop_uid: str
+    sop_class_uid: str
+    job_id: str
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One result object on its way to one destination."""
+
+    id: int
+    job_id: str
+    sop_uid: str
+    destination: str
+    path: str
+    state: DeliveryState
+    attempts: int
+    not_before: float
+    reason: str
+    updated_at: float
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One line of history: what moved, from where to where, by whom, and why."""
+
+    at: float
+    series_uid: str
+    job_id: str
+    subject: str
+    before: str
+    after: str
+    by: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker as last heard of."""
+
+    name: str
+    seen_at: float
+    version: str
+    device: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job in a worker's hands: it may write under this fence until the lease ends, and renews it by heartbeats."""
+
+    job_id: str
+    fence: int
+    lease_s: float
+    series_uid: str
+    study_uid: str
+    input_digest: str
+    instances: int
+    attempt: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for the worker API."""
+        return asdict(self)
