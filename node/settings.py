@@ -191,6 +191,7 @@ class Worker(Section):
     precision: Literal["f32", "bf16"] = "f32"
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores")
     batch: int = Field(8, ge=1, le=512, description="patches run at once")
+    time_limit_s: int = Field(1800, ge=10, description="a job that runs longer is killed and tried again")
     overlap: float = Field(0.5, ge=0, le=0.75, description="share of a patch that neighbours repeat")
 
 

@@ -1,0 +1,144 @@
+"""What travels between node and worker: the images of a series out, the result objects of a job in, each as a tar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import SegmentationStorage
+
+from node.errors import InvalidResult
+from node.records import is_uid
+
+MANIFEST = "result.json"
+_CHUNK = 1 << 20
+_BLOCK = tarfile.BLOCKSIZE
+_ACCEPTED = frozenset({str(SegmentationStorage)})
+_MAX_OBJECTS = 64
+_MAX_MANIFEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One checked result object on disk."""
+
+    path: Path
+    sop_uid: str
+    sop_class_uid: str
+    size: int
+    sha256: str
+
+
+def tar_stream(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
+    """Yield an uncompressed tar of `(name, file)` pairs, chunk by chunk, in constant memory."""
+    for name, path in files:
+        with path.open("rb") as file:
+            entry = tarfile.TarInfo(name)
+            entry.size = path.stat().st_size
+            yield entry.tobuf()
+            while chunk := file.read(_CHUNK):
+                yield chunk
+        yield b"\0" * (-entry.size % _BLOCK)
+    yield b"\0" * (2 * _BLOCK)
+
+
+def unpack_result(
+    archive: Path, folder: Path, *, series_uid: str, study_uid: str
+) -> tuple[list[ResultFile], dict[str, Any]]:
+    """Unpack a worker's bundle into `folder` and check that it is what it says, and belongs to this series.
+
+    Raises
+    ------
+    InvalidResult
+        It is no bundle, a digest differs, or an object is of another class, study or series.
+    """
+    try:
+        with tarfile.open(archive, mode="r:") as tar:
+            manifest = _manifest(tar)
+            objects = manifest["objects"]
+            if not 0 < len(objects) <= _MAX_OBJECTS:
+                raise InvalidResult(f"a bundle of {len(objects)} objects", "it must hold 1 to 64")
+            files = [_extract(tar, folder, entry) for entry in objects]
+    except (tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidResult(f"the result bundle cannot be read ({type(error).__name__})", "check the worker") from error
+    for file in files:
+        _check_object(file, series_uid, study_uid)
+    return files, manifest
+
+
+def _manifest(tar: tarfile.TarFile) -> dict[str, Any]:
+    member = tar.getmember(MANIFEST)
+    stream = tar.extractfile(member)
+    if stream is None or member.size > _MAX_MANIFEST:
+        raise InvalidResult("the result bundle's manifest is not usable", "check the worker")
+    manifest = json.loads(stream.read().decode())
+    if not isinstance(manifest, dict):
+        raise InvalidResult("the result bundle's manifest is not usable", "check the worker")
+    return manifest
+
+
+def _extract(tar: tarfile.TarFile, folder: Path, entry: dict[str, Any]) -> ResultFile:
+    # The worker's file names are not used as paths: the UID names the file, and it is checked.
+    sop_uid, sop_class = str(entry["sop_uid"]), str(entry["sop_class_uid"])
+    if not is_uid(sop_uid):
+        raise InvalidResult("a result object has no valid SOP Instance UID", "check the worker")
+    source = tar.extractfile(str(entry["name"]))
+    if source is None:
+        raise InvalidResult("the bundle lacks an object that its manifest names", "check the worker")
+    target, digest, size = folder / f"{sop_uid}.dcm", hashlib.sha256(), 0
+    with target.open("wb") as file:
+        while chunk := source.read(_CHUNK):
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    if digest.hexdigest() != entry["sha256"]:
+        raise InvalidResult("a result object was damaged on its way", "it is sent again")
+    return ResultFile(target, sop_uid, sop_class, size, digest.hexdigest())
+
+
+def _check_object(file: ResultFile, series_uid: str, study_uid: str) -> None:
+    try:
+        ds = pydicom.dcmread(
+            file.path,
+            stop_before_pixels=True,
+            specific_tags=["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "ReferencedSeriesSequence"],
+        )
+        referenced = [str(item.SeriesInstanceUID) for item in ds.ReferencedSeriesSequence]
+        found = (str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.StudyInstanceUID))
+    except (InvalidDicomError, AttributeError, ValueError, EOFError) as error:
+        raise InvalidResult(f"a result object is not usable ({type(error).__name__})", "check the worker") from error
+    if found[:2] != (file.sop_uid, file.sop_class_uid) or file.sop_class_uid not in _ACCEPTED:
+        raise InvalidResult("a result object is not the one its manifest names", "check the worker")
+    if found[2] != study_uid or series_uid not in referenced:
+        raise InvalidResult("a result object belongs to another study or series", "check the worker")
+
+
+def pack_result(objects: Iterable[tuple[str, str, bytes]], facts: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the bundle of `(SOP Instance UID, SOP Class UID, Part-10 bytes)` objects, with `facts` in its manifest."""
+    listed = list(objects)
+    manifest = facts | {
+        "objects": [
+            {"name": f"{n}.dcm", "sop_uid": sop, "sop_class_uid": cls, "sha256": hashlib.sha256(data).hexdigest()}
+            for n, (sop, cls, data) in enumerate(listed)
+        ]
+    }
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in [
+            (MANIFEST, json.dumps(manifest).encode()),
+            *((f"{n}.dcm", o[2]) for n, o in enumerate(listed)),
+        ]:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, BytesIO(data))
+    view = buffer.getbuffer()
+    for start in range(0, len(view), _CHUNK):
+        yield bytes(view[start : start + _CHUNK])

@@ -1,0 +1,252 @@
+"""The `pennode` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from node import logs
+from node.configuration import effective, load
+from node.errors import ConfigurationError, InvalidInstance, PennodeError
+from node.records import RESEARCH_NOTICE, Job, JobState
+
+if TYPE_CHECKING:
+    from node.ledger import Ledger
+    from node.settings import Settings
+
+app = typer.Typer(
+    name="pennode",
+    help=f"Spine MR in by C-STORE, PENN segmentations back to the PACS as DICOM SEG. {RESEARCH_NOTICE}",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+jobs_app = typer.Typer(help="Look at jobs, retry or cancel them.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML settings file (or PENNODE_CONFIG).", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.callback(invoke_without_command=True)
+def top(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Handle options that need no command."""
+    if show:
+        typer.echo(f"pennode {version('pennode')}")
+        raise typer.Exit
+
+
+@app.command()
+def up(config: ConfigOption = None) -> None:
+    """Run the node and one local worker."""
+    _run(load(config), with_worker=True)
+
+
+@app.command()
+def node(config: ConfigOption = None) -> None:
+    """Run the node alone; workers join from here or elsewhere with `pennode worker`."""
+    _run(load(config), with_worker=False)
+
+
+def _run(settings: Settings, *, with_worker: bool) -> None:
+    from node import service
+
+    logs.configure(settings.log.level, settings.log.format)
+
+    def announce(addresses: dict[str, str]) -> None:
+        typer.echo(f"pennode {version('pennode')}. {RESEARCH_NOTICE}", err=True)
+        typer.echo(f"  DICOM       {addresses['dicom']}", err=True)
+        typer.echo(f"  worker API  {addresses['api']}", err=True)
+        if "sign_in" in addresses:
+            typer.echo(f"  admin page  {addresses['sign_in']}", err=True)
+        if not settings.destinations:
+            typer.echo("  no destination is configured: results stay here until [[destinations]] names one", err=True)
+
+    raise typer.Exit(service.run(settings, with_worker=with_worker, announce=announce))
+
+
+@app.command()
+def send(
+    folder: Annotated[Path, typer.Argument(help="A folder of DICOM files, or one file.")],
+    to: Annotated[str, typer.Option("--to", help="AE@HOST:PORT of the peer.")],
+    calling: Annotated[str, typer.Option("--calling", help="Our AE title.")] = "PENNODE_SCU",
+    as_json: JsonOption = False,
+) -> None:
+    """Send DICOM files to a peer by C-STORE, each as it is encoded."""
+    from node.scu import Outgoing, describe, send_files
+
+    peer = parse_address(to, calling)
+    if not folder.exists():
+        raise ConfigurationError(f"there is no {folder}", "name a folder of DICOM files")
+    files: list[Outgoing] = []
+    for path in sorted(p for p in (folder.rglob("*") if folder.is_dir() else [folder]) if p.is_file()):
+        try:
+            files.append(describe(path))
+        except InvalidInstance as error:
+            typer.echo(f"left out: {error.reason}", err=True)
+    if not files:
+        raise ConfigurationError(f"{folder} holds no DICOM file", "name a folder of DICOM files")
+    with progress_bar() as bar:
+        task = bar.add_task(f"to {peer.ae_title}", total=len(files))
+        refused = send_files(files, peer, 60.0, lambda _file, _note: bar.advance(task))
+    done = time.time()
+    for outgoing, reason in refused:
+        typer.echo(f"refused: {outgoing.path.name}: {reason}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"sent": len(files) - len(refused), "refused": len(refused), "last_image_at": done}))
+    else:
+        typer.echo(f"{len(files) - len(refused)} of {len(files)} objects stored by {peer}")
+    if refused:
+        raise typer.Exit(1)
+
+
+def parse_address(text: str, calling: str) -> Any:
+    """Return the `Address` that ``AE@HOST:PORT`` names.
+
+    Raises
+    ------
+    ConfigurationError
+        It does not read so.
+    """
+    from node.scu import Address
+
+    title, at, rest = text.partition("@")
+    host, colon, port = rest.rpartition(":")
+    if not (title and at and host and colon and port.isdigit() and 0 < int(port) < 65536 and len(title) <= 16):
+        raise ConfigurationError(
+            f"{text!r} is no address of a peer", "write it as AE@HOST:PORT, as in PACS@10.0.0.5:104"
+        )
+    if not 0 < len(calling) <= 16:
+        raise ConfigurationError(f"{calling!r} is no AE title", "it has 1 to 16 characters")
+    return Address(title, host.strip("[]"), int(port), calling)
+
+
+@app.command(hidden=True)
+def sink(
+    folder: Annotated[Path, typer.Option("--out", help="Where received objects go.")],
+    port: Annotated[int, typer.Option(help="0 picks a free port.")] = 0,
+    ae_title: Annotated[str, typer.Option("--ae-title")] = "PACS",
+) -> None:
+    """Stand in for a PACS: store every object that comes, until stopped."""
+    from node.sink import serve
+
+    serve(folder, port, ae_title, lambda bound: typer.echo(json.dumps({"port": bound})))
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None) -> None:
+    """Print the effective configuration, secrets masked."""
+    typer.echo(json.dumps(effective(load(config)), indent=2))
+
+
+@jobs_app.command("list")
+def jobs_list(
+    state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10000)] = 50,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """List jobs, newest first."""
+    found = _ledger(config).jobs(states=state or None, limit=limit)
+    if as_json:
+        typer.echo(json.dumps([job.to_json() for job in found]))
+        return
+    table = Table("job", "state", "age", "images", "from", "series", "why", box=None, pad_edge=False)
+    for job in found:
+        why = f"{job.reason} ({job.next_step})" if job.next_step else job.reason
+        age = _ago(time.time() - job.created_at)
+        table.add_row(job.id[:8], job.state, age, str(job.instances), job.calling_ae, job.description, why)
+    Console().print(table if found else "no jobs yet")
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: str, as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Show one job with its journal and deliveries."""
+    ledger = _ledger(config)
+    job = ledger.job(job_id)
+    journal, deliveries = ledger.journal(job.id), ledger.deliveries(job.id)
+    if as_json:
+        whole = {"journal": [vars(e) for e in journal], "deliveries": [vars(d) for d in deliveries]}
+        typer.echo(json.dumps(job.to_json() | whole))
+        return
+    for name, value in job.to_json().items():
+        typer.echo(f"{name:15} {value}")
+    for entry in journal:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
+        typer.echo(f"{stamp}  {entry.subject:9} {entry.before or '-':10} -> {entry.after:10} {entry.by}: {entry.text}")
+    for item in deliveries:
+        typer.echo(f"to {item.destination}: {item.state} after {item.attempts} attempt(s) {item.reason}")
+
+
+@jobs_app.command("retry")
+def jobs_retry(job_id: str, as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Try a job again that is FAILED, REJECTED, SKIPPED or CANCELLED."""
+    _say(_ledger(config).retry(job_id, "command line", time.time()), as_json)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job_id: str, as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """Stop a job that is not finished."""
+    _say(_ledger(config).cancel(job_id, "command line", time.time()), as_json)
+
+
+def _say(job: Job, as_json: bool) -> None:
+    typer.echo(json.dumps(job.to_json()) if as_json else f"job {job.id[:8]} is {job.state}")
+
+
+def _ledger(config: Path | None) -> Ledger:
+    from node.ledger import Ledger
+
+    settings = load(config)
+    if not settings.ledger.url and not (settings.state_dir / "ledger.sqlite3").exists():
+        raise ConfigurationError(
+            f"there is no ledger in {settings.state_dir}", "start the node once, or set PENNODE_STATE_DIR"
+        )
+    ledger = Ledger(settings.ledger_url)
+    ledger.migrate()
+    return ledger
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar for a terminal; elsewhere it stays silent."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def main() -> None:
+    """Run the command line; every expected error is one readable line and exit code 1."""
+    for entry in sorted(entry_points(group="pennode.commands"), key=lambda e: e.name):
+        app.command(entry.name)(entry.load())
+    try:
+        app()
+    except PennodeError as error:
+        typer.echo(f"pennode: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The ledger: the truth about every series, job and delivery."""
+
+from node.ledger.database import Database
+from node.ledger.deliveries import Deliveries
+from node.ledger.intake import Intake, Receipt
+from node.ledger.jobs import Jobs
+from node.ledger.views import Views
+
+
+class Ledger(Intake, Jobs, Deliveries, Views):
+    """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
+
+    Parameters
+    ----------
+    url
+        A SQLAlchemy URL, ``sqlite:///…`` or ``postgresql://…``.
+
+    Raises
+    ------
+    ConfigurationError
+        The URL cannot be used.
+    LedgerUnavailable
+        By every method, when the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._db = Database(url)
+
+    def migrate(self) -> None:
+        """Bring the tables to this version."""
+        self._db.migrate()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._db.close()
+
+
+__all__ = ["Ledger", "Receipt"]

@@ -1,0 +1,126 @@
+"""The ledger's connection: durable transactions on SQLite or PostgreSQL, and its migrations."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+
+from node.errors import ConfigurationError, LedgerUnavailable
+from node.settings import masked
+
+_WRITE = "pennode_write"
+
+
+class Database:
+    """Opens connections; `write` and `read` are one transaction each.
+
+    SQLite runs with a write-ahead log and ``synchronous=FULL``: a committed row survives a power cut. It must lie on a
+    disk of this host (no network file system). One process writes at a time; the lock saves its threads from
+    polling for the database's own.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+            if parsed.drivername == "postgresql":
+                parsed = parsed.set(drivername="postgresql+psycopg")
+            self.is_sqlite = parsed.get_backend_name() == "sqlite"
+            if self.is_sqlite and parsed.database:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            options: dict[str, Any] = {"connect_args": {"timeout": 30}} if self.is_sqlite else {"pool_pre_ping": True}
+            self.engine: Engine = create_engine(parsed, **options)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise ConfigurationError(
+                f"ledger.url {masked(url)!r} cannot be used: {error}",
+                "sqlite:///path or postgresql://user:password@host/database (pip install 'pennode[postgresql]')",
+            ) from error
+        except OSError as error:
+            raise ConfigurationError(
+                f"the ledger's folder cannot be made: {error.strerror}", "check state_dir and who owns it"
+            ) from error
+        self._lock = threading.Lock()
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction that may write; committed at the end, rolled back on any exception."""
+        with (
+            self._lock if self.is_sqlite else contextlib.nullcontext(),
+            _translated(),
+            self.engine.connect().execution_options(**{_WRITE: True}) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that only reads."""
+        with _translated(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def migrate(self) -> None:
+        """Bring the tables to this version; an empty database gets them all.
+
+        Raises
+        ------
+        ConfigurationError
+            The ledger was written by a newer pennode.
+        """
+        # Alembic is imported here: commands that only look never need it.
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+        try:
+            with self.write() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except CommandError as error:
+            raise ConfigurationError(
+                f"the ledger cannot be migrated: {error}", "a newer pennode wrote it: install that version"
+            ) from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error, OperationalError) or error.connection_invalidated:
+            raise LedgerUnavailable(
+                f"the ledger does not answer ({type(error.orig).__name__})", "check the database and its disk"
+            ) from error
+        raise
+    except SQLAlchemyError as error:
+        if "QueuePool limit" in str(error):
+            raise LedgerUnavailable("the ledger has no free connection", "try again") from error
+        raise
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun below, not by the driver
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITE)
+    # Taking the write lock at once spares the read-then-write deadlock that SQLite answers with an error.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,175 @@
+"""Result objects on their way to destinations: one row per object and destination."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from node.ledger.database import Database
+from node.ledger.moves import move, write_journal
+from node.ledger.schema import delivery, job, result
+from node.records import Delivery, DeliveryState, JobState
+
+_D = DeliveryState
+_OPEN = [_D.PENDING.value, _D.SENDING.value]
+_DONE = [_D.SENT.value, _D.COMMITTED.value]
+_COLUMNS = [delivery.c[name] for name in Delivery.__dataclass_fields__]
+
+
+class Deliveries:
+    """The part of the ledger that the delivery loop moves."""
+
+    _db: Database
+
+    def recover_deliveries(self, destinations: Sequence[str], now: float) -> None:
+        """At start: results that were kept because no destination was configured get their deliveries."""
+        with self._db.write() as connection:
+            addressed = select(delivery.c.job_id)
+            stranded = select(job.c.id).where((job.c.state == JobState.SEGMENTED.value) & job.c.id.notin_(addressed))
+            for job_id in connection.execute(stranded).scalars().all():
+                add_deliveries(connection, job_id, destinations, now)
+
+    def due_deliveries(self, now: float, limit: int = 64) -> list[Delivery]:
+        """Return deliveries whose time has come, oldest first.
+
+        One that is being sent is due as well: there is one courier, so it was left so by a crash or a lost ledger.
+        """
+        query = (
+            select(*_COLUMNS)
+            .where(delivery.c.state.in_(_OPEN) & (delivery.c.not_before <= now))
+            .order_by(delivery.c.id)
+            .limit(limit)
+        )
+        with self._db.read() as connection:
+            return [as_delivery(row) for row in connection.execute(query)]
+
+    def start_sending(self, delivery_id: int, now: float) -> bool:
+        """Mark one delivery as being sent; False when it was cancelled meanwhile."""
+        query = update(delivery).where((delivery.c.id == delivery_id) & delivery.c.state.in_(_OPEN))
+        with self._db.write() as connection:
+            values = query.values(state=_D.SENDING.value, attempts=delivery.c.attempts + 1, updated_at=now)
+            return bool(connection.execute(values).rowcount)
+
+    def sent(self, delivery_id: int, note: str, now: float) -> None:
+        """Note that the destination has taken an object; its job is DELIVERED with the last of them."""
+        self._close(delivery_id, _D.SENT, note, now)
+
+    def postpone(self, delivery_id: int, reason: str, not_before: float, now: float) -> None:
+        """Try again later: the destination cannot be reached, or cannot take it for now."""
+        with self._db.write() as connection:
+            connection.execute(
+                update(delivery)
+                .where((delivery.c.id == delivery_id) & (delivery.c.state == _D.SENDING.value))
+                .values(state=_D.PENDING.value, reason=reason, not_before=not_before, updated_at=now)
+            )
+            _note_waiting(connection, delivery_id, reason, now)
+
+    def refuse(self, delivery_id: int, reason: str, not_before: float, max_refusals: int, now: float) -> None:
+        """The destination said no to this object; after `max_refusals` the delivery, and so the job, is FAILED."""
+        with self._db.write() as connection:
+            refusals = connection.execute(
+                update(delivery)
+                .where((delivery.c.id == delivery_id) & (delivery.c.state == _D.SENDING.value))
+                .values(
+                    state=_D.PENDING.value, refusals=delivery.c.refusals + 1, reason=reason, not_before=not_before,
+                    updated_at=now,
+                )
+                .returning(delivery.c.refusals)
+            ).scalar()  # fmt: skip
+            _note_waiting(connection, delivery_id, reason, now)
+        if refusals is not None and refusals >= max_refusals:
+            self._close(delivery_id, _D.FAILED, reason, now)
+
+    def _close(self, delivery_id: int, state: DeliveryState, reason: str, now: float) -> None:
+        with self._db.write() as connection:
+            row = connection.execute(
+                update(delivery)
+                .where((delivery.c.id == delivery_id) & delivery.c.state.in_(_OPEN))
+                .values(state=state.value, reason=reason, updated_at=now)
+                .returning(delivery.c.job_id, delivery.c.destination)
+            ).first()
+            if row is None:
+                return
+            series_uid = connection.execute(select(job.c.series_uid).where(job.c.id == row.job_id)).scalar_one()
+            write_journal(connection, series_uid, row.job_id, "delivery", _D.SENDING.value, state.value, "delivery",
+                          f"{row.destination}: {reason}", now)  # fmt: skip
+            _settle(connection, row.job_id, now)
+
+    def deliveries(self, job_id: str) -> list[Delivery]:
+        """Return all deliveries of one job."""
+        query = select(*_COLUMNS).where(delivery.c.job_id == job_id).order_by(delivery.c.id)
+        with self._db.read() as connection:
+            return [as_delivery(row) for row in connection.execute(query)]
+
+
+def as_delivery(row: Row[Any]) -> Delivery:
+    """Return the record of a row selected with this module's columns."""
+    values = dict(row._mapping)
+    return Delivery(**{**values, "state": DeliveryState(values["state"])})
+
+
+def add_deliveries(connection: Connection, job_id: str, destinations: Sequence[str], now: float) -> None:
+    """Address every result of a job to every destination, anew."""
+    connection.execute(delivery.delete().where(delivery.c.job_id == job_id))
+    results = connection.execute(select(result.c.sop_uid, result.c.path).where(result.c.job_id == job_id)).all()
+    for item in results:
+        for destination in destinations:
+            connection.execute(
+                insert(delivery).values(
+                    job_id=job_id, sop_uid=item.sop_uid, destination=destination, path=item.path,
+                    state=_D.PENDING.value, attempts=0, refusals=0, not_before=0.0, reason="", updated_at=now,
+                )
+            )  # fmt: skip
+    if not destinations:
+        text = "results are kept here: no destination is configured"
+        connection.execute(
+            update(job).where(job.c.id == job_id).values(reason=text, next_step="add [[destinations]] and restart")
+        )
+
+
+def cancel_deliveries(connection: Connection, job_id: str, reason: str, now: float) -> None:
+    """Stop what has not been sent yet."""
+    connection.execute(
+        update(delivery)
+        .where((delivery.c.job_id == job_id) & delivery.c.state.in_(_OPEN))
+        .values(state=_D.CANCELLED.value, reason=reason, updated_at=now)
+    )
+
+
+def revive_deliveries(connection: Connection, job_id: str, now: float) -> None:
+    """Send again what had failed."""
+    connection.execute(
+        update(delivery)
+        .where((delivery.c.job_id == job_id) & (delivery.c.state == _D.FAILED.value))
+        .values(state=_D.PENDING.value, refusals=0, not_before=now, reason="", updated_at=now)
+    )
+
+
+def _note_waiting(connection: Connection, delivery_id: int, reason: str, now: float) -> None:
+    """Let the job itself say why its results are not there yet."""
+    job_id = select(delivery.c.job_id).where(delivery.c.id == delivery_id).scalar_subquery()
+    connection.execute(
+        update(job)
+        .where((job.c.id == job_id) & (job.c.state == JobState.SEGMENTED.value))
+        .values(reason=reason, next_step="tried again by itself; check the destination", updated_at=now)
+    )
+
+
+def _settle(connection: Connection, job_id: str, now: float) -> None:
+    states = connection.execute(select(delivery.c.state).where(delivery.c.job_id == job_id)).scalars().all()
+    if any(state in _OPEN for state in states):
+        return
+    if all(state in _DONE for state in states):
+        text = "every destination has the results"
+        move(connection, job_id, JobState.DELIVERED, by="delivery", text=text, now=now, reason=text, next_step="")
+    else:
+        failed = delivery.c.state == _D.FAILED.value
+        row = connection.execute(
+            select(delivery.c.destination, delivery.c.reason).where((delivery.c.job_id == job_id) & failed).limit(1)
+        ).first()
+        if row is not None:
+            move(connection, job_id, JobState.FAILED, by="delivery", text=f"{row.destination}: {row.reason}", now=now,
+                 stage="delivery", reason=f"{row.destination} refused the result: {row.reason}",
+                 next_step="mend the destination, then retry")  # fmt: skip

@@ -1,0 +1,193 @@
+"""Reception: instances come in, a series is sealed and becomes a job."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from node.ledger.database import Database
+from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
+from node.ledger.schema import instance, job, series
+from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
+
+
+class Receipt(StrEnum):
+    """What the ledger made of an instance."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"  # the same object again, byte for byte
+    CONFLICT = "conflict"  # another object under the same SOP Instance UID; the first is kept
+
+
+class Intake:
+    """The part of the ledger that grows while images arrive."""
+
+    _db: Database
+
+    def known(self, sop_uid: str) -> str | None:
+        """Return the sha256 of the data set held under this SOP Instance UID, or None."""
+        with self._db.read() as connection:
+            return connection.execute(select(instance.c.sha256).where(instance.c.sop_uid == sop_uid)).scalar()
+
+    def known_paths(self, paths: set[str]) -> set[str]:
+        """Return those of `paths` that belong to an instance."""
+        found: set[str] = set()
+        ordered = sorted(paths)
+        with self._db.read() as connection:
+            for start in range(0, len(ordered), 500):
+                chunk = ordered[start : start + 500]
+                found |= set(connection.execute(select(instance.c.path).where(instance.c.path.in_(chunk))).scalars())
+        return found
+
+    def record(self, received: Instance) -> Receipt:
+        """Commit one instance whose bytes are on disk already. Success may be answered once this returns NEW."""
+        try:
+            with self._db.write() as connection:
+                return self._record(connection, received)
+        except IntegrityError:
+            # Two associations brought the same new UID at once; the other one won.
+            with self._db.write() as connection:
+                return self._record(connection, received)
+
+    def _record(self, connection: Connection, received: Instance) -> Receipt:
+        held = connection.execute(
+            select(instance.c.sha256, instance.c.series_uid).where(instance.c.sop_uid == received.sop_uid)
+        ).first()
+        if held is not None:
+            if held.sha256 == received.sha256:
+                return Receipt.DUPLICATE
+            write_journal(
+                connection, held.series_uid, "", "instance", "", Receipt.CONFLICT.value, received.calling_ae,
+                f"another object came under SOP Instance UID {received.sop_uid}; the first was kept",
+                received.received_at,
+            )  # fmt: skip
+            return Receipt.CONFLICT
+        revision = self._open_series(connection, received)
+        connection.execute(
+            insert(instance).values(
+                **{name: getattr(received, name) for name in Instance.__dataclass_fields__ if name != "header"},
+                header=received.header.to_json(),
+                revision=revision,
+            )
+        )
+        return Receipt.NEW
+
+    def _open_series(self, connection: Connection, received: Instance) -> int:
+        """Count the instance in and return the revision it belongs to."""
+        now = received.received_at
+        row = connection.execute(
+            select(series.c.state, series.c.revision)
+            .where(series.c.series_uid == received.series_uid)
+            .with_for_update()
+        ).first()
+        if row is None:
+            connection.execute(
+                insert(series).values(
+                    series_uid=received.series_uid, study_uid=received.study_uid, state=SeriesState.RECEIVING.value,
+                    revision=0, calling_ae=received.calling_ae, instances=1, first_at=now, last_at=now, seal_reason="",
+                )
+            )  # fmt: skip
+            text = f"first image received from {received.calling_ae}"
+            write_journal(
+                connection, received.series_uid, "", "series", "", SeriesState.RECEIVING.value, "listener", text, now
+            )
+            return 1
+        connection.execute(
+            update(series)
+            .where(series.c.series_uid == received.series_uid)
+            .values(state=SeriesState.RECEIVING.value, instances=series.c.instances + 1, last_at=now)
+        )
+        if row.state == SeriesState.SEALED:
+            write_journal(
+                connection, received.series_uid, "", "series", SeriesState.SEALED.value, SeriesState.RECEIVING.value,
+                "listener", f"an image came after the seal: revision {row.revision + 1} is open", now,
+            )  # fmt: skip
+        return int(row.revision) + 1
+
+    def receiving(self) -> list[Series]:
+        """Return the series that are still open, oldest first."""
+        query = select(*SERIES_COLUMNS).where(series.c.state == SeriesState.RECEIVING.value).order_by(series.c.first_at)
+        with self._db.read() as connection:
+            return [as_series(row) for row in connection.execute(query)]
+
+    def series_instances(self, series_uid: str, revision: int | None = None) -> list[Instance]:
+        """Return the instances of a series, or those that belong to one of its revisions."""
+        query = select(instance).where(instance.c.series_uid == series_uid).order_by(instance.c.sop_uid)
+        if revision is not None:
+            query = query.where(instance.c.revision <= revision)
+        with self._db.read() as connection:
+            return [_as_instance(row._mapping) for row in connection.execute(query)]
+
+    def seal(
+        self,
+        seen: Series,
+        members: Iterable[Instance],
+        reason: str,
+        *,
+        wanted: bool,
+        verdict: str,
+        next_step: str,
+        now: float,
+    ) -> str | None:
+        """Seal a series as it was `seen` and make its job; return the job's id.
+
+        None: an image came in between, or another process sealed it; nothing was changed. The new job is READY when
+        `wanted`, else SKIPPED with the `verdict` of selection. Unfinished jobs of earlier revisions are superseded.
+        """
+        members = list(members)
+        revision = seen.revision + 1
+        with self._db.write() as connection:
+            sealed = connection.execute(
+                update(series)
+                .where(
+                    (series.c.series_uid == seen.series_uid)
+                    & (series.c.state == SeriesState.RECEIVING.value)
+                    & (series.c.revision == seen.revision)
+                    & (series.c.instances == seen.instances)
+                )
+                .values(state=SeriesState.SEALED.value, revision=revision, seal_reason=reason)
+            ).rowcount
+            if not sealed:
+                return None
+            write_journal(
+                connection, seen.series_uid, "", "series", SeriesState.RECEIVING.value, SeriesState.SEALED.value,
+                "assembly", f"{len(members)} images: {reason}", now,
+            )  # fmt: skip
+            self._supersede(connection, seen.series_uid, revision, now)
+            state = JobState.READY if wanted else JobState.SKIPPED
+            job_id = uuid.uuid4().hex
+            header = members[0].header if members else Header()
+            connection.execute(
+                insert(job).values(
+                    id=job_id, series_uid=seen.series_uid, study_uid=seen.study_uid, revision=revision,
+                    state=state.value, stage="selection", reason=verdict, next_step=next_step, priority=0, fence=0,
+                    attempts=0, calling_ae=seen.calling_ae, description=header.series_description,
+                    instances=len(members), input_digest=input_digest((m.sop_uid, m.sha256) for m in members), model="",
+                    worker="", progress=0.0, not_before=0.0, dispatched_at=0.0, lease_until=0.0, created_at=now,
+                    updated_at=now, last_image_at=seen.last_at, purged_at=0.0,
+                )
+            )  # fmt: skip
+            write_journal(connection, seen.series_uid, job_id, "job", "", state.value, "selection", verdict, now)
+        return job_id
+
+    def _supersede(self, connection: Connection, series_uid: str, revision: int, now: float) -> None:
+        earlier = connection.execute(
+            select(job.c.id).where(
+                (job.c.series_uid == series_uid)
+                & (job.c.revision < revision)
+                & (job.c.state.in_([s.value for s in UNFINISHED]))
+            )
+        ).scalars()
+        for job_id in earlier.all():
+            text = f"more images came: revision {revision} takes over"
+            move(connection, job_id, JobState.SUPERSEDED, by="assembly", text=text, now=now, reason=text, next_step="")
+
+
+def _as_instance(values: Any) -> Instance:
+    fields = {name: values[name] for name in Instance.__dataclass_fields__ if name != "header"}
+    return Instance(**fields, header=Header.from_json(values["header"]))

@@ -1,0 +1,141 @@
+"""The ledger's tables. A change here goes with a new migration; `tests/node/test_ledger.py` compares the two."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+_UID = String(64)
+_ID = BigInteger().with_variant(Integer, "sqlite")
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("sop_uid", _UID, primary_key=True),
+    Column("sop_class_uid", _UID, nullable=False),
+    Column("series_uid", _UID, nullable=False, index=True),
+    Column("study_uid", _UID, nullable=False),
+    Column("transfer_syntax_uid", _UID, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("path", Text, nullable=False, index=True),
+    Column("calling_ae", String(16), nullable=False),
+    Column("called_ae", String(16), nullable=False),
+    Column("peer", String(64), nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("header", JSON, nullable=False),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("series_uid", _UID, primary_key=True),
+    Column("study_uid", _UID, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("revision", Integer, nullable=False),
+    Column("calling_ae", String(16), nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("last_at", Float, nullable=False),
+    Column("seal_reason", Text, nullable=False),
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("series_uid", _UID, nullable=False, index=True),
+    Column("study_uid", _UID, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("stage", String(32), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("next_step", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("calling_ae", String(16), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("input_digest", String(64), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("progress", Float, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("dispatched_at", Float, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("last_image_at", Float, nullable=False),
+    Column("purged_at", Float, nullable=False),
+    UniqueConstraint("series_uid", "revision"),
+    Index("ix_job_due", "state", "not_before"),
+    Index("ix_job_updated_at", "updated_at"),
+)
+
+result = Table(
+    "result",
+    metadata,
+    Column("job_id", String(32), primary_key=True),
+    Column("sop_uid", _UID, primary_key=True),
+    Column("sop_class_uid", _UID, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("job_id", String(32), nullable=False),
+    Column("sop_uid", _UID, nullable=False),
+    Column("destination", String(32), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("refusals", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("job_id", "sop_uid", "destination"),
+    Index("ix_delivery_due", "state", "not_before"),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("series_uid", _UID, nullable=False, index=True),
+    Column("job_id", String(32), nullable=False),
+    Column("subject", String(16), nullable=False),
+    Column("before", String(16), nullable=False),
+    Column("after", String(16), nullable=False),
+    Column("by", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("seen_at", Float, nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("device", Text, nullable=False),
+    Column("model", Text, nullable=False),
+)

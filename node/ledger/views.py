@@ -1,0 +1,109 @@
+"""What people and retention ask of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import delete, func, insert, or_, select, update
+
+from node.ledger.database import Database
+from node.ledger.moves import JOB_COLUMNS, as_job
+from node.ledger.schema import delivery, instance, job, journal, result, series, worker
+from node.records import FINISHED, Job, JobState, JournalEntry, SeriesState, Worker
+
+
+class Views:
+    """The part of the ledger that is read by the admin page, the command line and retention."""
+
+    _db: Database
+
+    def jobs(
+        self, *, states: Iterable[JobState] | None = None, limit: int = 200, offset: int = 0, text: str = ""
+    ) -> list[Job]:
+        """Return jobs, newest first. `text`: part of a series UID, job id, description or calling AE title."""
+        query = select(*JOB_COLUMNS).order_by(job.c.created_at.desc(), job.c.id).limit(limit).offset(offset)
+        if states is not None:
+            query = query.where(job.c.state.in_([s.value for s in states]))
+        if text:
+            columns = (job.c.series_uid, job.c.id, job.c.description, job.c.calling_ae)
+            query = query.where(or_(*(c.icontains(text, autoescape=True) for c in columns)))
+        with self._db.read() as connection:
+            return [as_job(row) for row in connection.execute(query)]
+
+    def counts(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state; a state without jobs is left out."""
+        query = select(job.c.state, func.count()).group_by(job.c.state)
+        with self._db.read() as connection:
+            return {JobState(state): count for state, count in connection.execute(query)}
+
+    def journal(self, job_id: str) -> list[JournalEntry]:
+        """Return the history of a job and of its series, oldest first."""
+        columns = [journal.c[name] for name in JournalEntry.__dataclass_fields__]
+        series_uid = select(job.c.series_uid).where(job.c.id == job_id).scalar_subquery()
+        query = (
+            select(*columns)
+            .where((journal.c.series_uid == series_uid) & journal.c.job_id.in_([job_id, ""]))
+            .order_by(journal.c.id)
+        )
+        with self._db.read() as connection:
+            return [JournalEntry(**row._mapping) for row in connection.execute(query)]
+
+    def worker_seen(self, seen: Worker) -> None:
+        """Note that a worker is alive."""
+        values = {name: getattr(seen, name) for name in Worker.__dataclass_fields__}
+        with self._db.write() as connection:
+            if not connection.execute(update(worker).where(worker.c.name == seen.name).values(**values)).rowcount:
+                connection.execute(insert(worker).values(**values))
+
+    def workers(self, seen_since: float) -> list[Worker]:
+        """Return workers heard of at or after this time, in seconds since 1970."""
+        columns = [worker.c[name] for name in Worker.__dataclass_fields__]
+        query = select(*columns).where(worker.c.seen_at >= seen_since).order_by(worker.c.name)
+        with self._db.read() as connection:
+            return [Worker(**row._mapping) for row in connection.execute(query)]
+
+    # -- retention
+
+    def expendable(self, before: float, limit: int = 100) -> list[Job]:
+        """Return finished jobs last touched before this time whose files are still there, oldest first."""
+        query = (
+            select(*JOB_COLUMNS)
+            .where(
+                job.c.state.in_([s.value for s in FINISHED]) & (job.c.updated_at < before) & (job.c.purged_at == 0.0)
+            )
+            .order_by(job.c.updated_at)
+            .limit(limit)
+        )
+        with self._db.read() as connection:
+            return [as_job(row) for row in connection.execute(query)]
+
+    def forget_files(self, purged: Job, now: float) -> list[str]:
+        """Drop the rows of a finished job's files and return their spool paths, which may then be removed.
+
+        Images are kept while another job of the series, or its open revision, still needs them. The job and its journal
+        stay for ever. A crash before the files are gone leaves unknown files, which the sweep at start removes.
+        """
+        others = select(job.c.id).where(
+            (job.c.series_uid == purged.series_uid) & (job.c.id != purged.id) & (job.c.purged_at == 0.0)
+        )
+        reopened = select(series.c.series_uid).where(
+            (series.c.series_uid == purged.series_uid) & (series.c.state == SeriesState.RECEIVING.value)
+        )
+        with self._db.write() as connection:
+            changed = connection.execute(
+                update(job)
+                .where(
+                    (job.c.id == purged.id) & job.c.state.in_([s.value for s in FINISHED]) & (job.c.purged_at == 0.0)
+                )
+                .values(purged_at=now)
+            ).rowcount
+            if not changed:
+                return []
+            paths = list(connection.execute(select(result.c.path).where(result.c.job_id == purged.id)).scalars())
+            connection.execute(delete(result).where(result.c.job_id == purged.id))
+            connection.execute(delete(delivery).where(delivery.c.job_id == purged.id))
+            if all(connection.execute(query.limit(1)).first() is None for query in (others, reopened)):
+                images = (instance.c.series_uid == purged.series_uid) & (instance.c.revision <= purged.revision)
+                paths += connection.execute(select(instance.c.path).where(images)).scalars()
+                connection.execute(delete(instance).where(images))
+        return paths

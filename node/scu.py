@@ -1,0 +1,183 @@
+"""Sending objects to a peer by C-STORE, with a word of why when the peer does not take them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext, build_context
+
+from node.errors import InvalidInstance, PeerRefused, PeerUnavailable
+from node.records import is_uid
+
+# PS3.8 9.3.4: result and reason of an A-ASSOCIATE-RJ from the service user, in words.
+_USER_REJECTS = {
+    1: ("no reason given", "ask the peer's administrator"),
+    2: ("it does not know this application context", "ask the peer's administrator"),
+    3: ("it does not know our AE title", "add our AE title to the peer's configuration"),
+    7: ("it does not know the AE title we called", "check the destination's ae_title"),
+}
+_DUPLICATE = 0x0111
+_MAX_CONTEXTS = 128
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a peer listens, and by which titles we speak."""
+
+    ae_title: str
+    host: str
+    port: int
+    calling_ae_title: str
+
+    def __str__(self) -> str:
+        return f"{self.ae_title}@{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One Part-10 file to send, as its file meta information describes it."""
+
+    path: Path
+    sop_class_uid: str
+    sop_uid: str
+    transfer_syntax_uid: str
+
+
+def describe(path: Path) -> Outgoing:
+    """Read what negotiation needs of one file.
+
+    Raises
+    ------
+    InvalidInstance
+        It is no DICOM Part-10 file.
+    """
+    try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        outgoing = Outgoing(
+            path, str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), str(meta.TransferSyntaxUID)
+        )
+    except (InvalidDicomError, AttributeError, EOFError, ValueError) as error:
+        raise InvalidInstance(f"{path.name} is not a DICOM file", "leave it out") from error
+    except OSError as error:
+        raise InvalidInstance(f"{path.name} cannot be read ({error.strerror})", "check the file") from error
+    if not all(map(is_uid, (outgoing.sop_class_uid, outgoing.sop_uid, outgoing.transfer_syntax_uid))):
+        raise InvalidInstance(f"the file meta information of {path.name} holds no valid UIDs", "leave it out")
+    return outgoing
+
+
+@contextlib.contextmanager
+def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s: float) -> Iterator[Association]:
+    """Open an association, and release it at the end.
+
+    Raises
+    ------
+    PeerUnavailable
+        Nobody answers, or the peer rejects us for now.
+    PeerRefused
+        The peer rejects us for good, with its reason in words.
+    """
+    ae = AE(ae_title=peer.calling_ae_title)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
+    ae.maximum_pdu_size = 0
+    association = ae.associate(peer.host, peer.port, contexts=list(contexts), ae_title=peer.ae_title)
+    if not association.is_established:
+        _raise_unassociated(association, peer)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _raise_unassociated(association: Association, peer: Address) -> None:
+    if not association.is_rejected:
+        raise PeerUnavailable(f"{peer} does not answer", "check that it runs, its address, and the firewall")
+    answer: Any = association.acceptor.primitive
+    permanent = answer is not None and answer.result == 0x01
+    if permanent and answer.result_source == 0x01:
+        why, what = _USER_REJECTS.get(answer.diagnostic, ("no reason known", "ask the peer's administrator"))
+        raise PeerRefused(f"{peer} rejects us: {why}", what)
+    raise PeerUnavailable(f"{peer} rejects us for now", "it may be too busy")
+
+
+def send(association: Association, outgoing: Outgoing) -> str:
+    """Send one file and return a note; the association has a context for it.
+
+    Raises
+    ------
+    PeerUnavailable
+        The association broke, or the peer is out of resources (0xA7xx).
+    PeerRefused
+        The peer does not take this class of object, or answered with a failure.
+    """
+    try:
+        with warnings.catch_warnings():
+            # pydicom warns of values another system encoded oddly; they are sent as they are.
+            warnings.simplefilter("ignore", UserWarning)
+            response = association.send_c_store(outgoing.path)
+    except ValueError as error:
+        raise PeerRefused(
+            "it accepts no presentation context for this object", "let the destination accept its SOP class"
+        ) from error
+    except (RuntimeError, AttributeError) as error:
+        raise PeerUnavailable("the association broke", "it is tried again") from error
+    status = response.get("Status")
+    if status is None:
+        raise PeerUnavailable("no answer to C-STORE", "check the peer's log")
+    if status == _DUPLICATE:
+        return "the peer had this object already (0x0111)"
+    if status == 0x0000:
+        return "stored (0x0000)"
+    if status >> 12 == 0xB:
+        return f"stored with a warning (0x{status:04X})"
+    if status >> 8 == 0xA7:
+        raise PeerUnavailable(f"the peer is out of resources (0x{status:04X})", "free its disk")
+    raise PeerRefused(f"the peer answered 0x{status:04X}", "look into the peer's log")
+
+
+def contexts_for(files: Sequence[Outgoing]) -> list[PresentationContext]:
+    """Return one presentation context for each pair of SOP class and transfer syntax, as the files are encoded.
+
+    Uncompressed files are offered in both little endian syntaxes: every peer must take Implicit VR (PS3.5 10.1).
+    """
+    pairs = dict.fromkeys((f.sop_class_uid, f.transfer_syntax_uid) for f in files)
+    plain = {ExplicitVRLittleEndian, ImplicitVRLittleEndian}
+    contexts: list[PresentationContext] = []
+    for sop_class, syntax in pairs:
+        contexts.append(build_context(sop_class, syntax))
+        if syntax in plain:
+            contexts.extend(
+                build_context(sop_class, other) for other in plain - {syntax} if (sop_class, other) not in pairs
+            )
+    return contexts[:_MAX_CONTEXTS]
+
+
+def send_files(
+    files: Sequence[Outgoing], peer: Address, timeout_s: float, progress: Callable[[Outgoing, str], None]
+) -> list[tuple[Outgoing, str]]:
+    """Send many files over one association; return those refused, each with the reason.
+
+    Raises
+    ------
+    PeerUnavailable, PeerRefused
+        There is no association, or it broke.
+    """
+    refused: list[tuple[Outgoing, str]] = []
+    with associate(peer, contexts_for(files), timeout_s) as association:
+        for outgoing in files:
+            try:
+                progress(outgoing, send(association, outgoing))
+            except PeerRefused as error:
+                refused.append((outgoing, str(error)))
+                progress(outgoing, str(error))
+    return refused

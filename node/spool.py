@@ -1,0 +1,149 @@
+"""The spool: bytes on disk, nothing else. Where a series stands is the ledger's to know.
+
+A file is written under ``tmp/``, flushed to disk, then linked under its final name, whose folder is flushed too: what
+has a name is whole. The name holds the digest, so one name never means two contents and nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from node.errors import NotFound, OutOfDisk
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OutOfDisk("the state folder's disk is full", "free some space; nothing was accepted") from error
+        raise OutOfDisk(
+            f"the state folder cannot be written ({error.strerror})", "check its owner, mount and disk"
+        ) from error
+
+
+class Spool:
+    """Received images under ``series/``, results under ``results/``, all below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._tmp = root / "tmp"
+
+    def prepare(self) -> None:
+        """Make the folders and drop what an earlier process left half-written."""
+        with _disk_errors():
+            for name in ("series", "results", "tmp"):
+                (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o750)
+            for leftover in self._tmp.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+    def path(self, relative: str) -> Path:
+        """Return the file's place on this host."""
+        return self.root / relative
+
+    def free_bytes(self) -> int:
+        """Return what an ordinary user may still write on this disk."""
+        return shutil.disk_usage(self.root).free
+
+    def scratch(self) -> Path:
+        """Return a new empty folder on the spool's file system; `prepare` drops it if its user does not."""
+        with _disk_errors():
+            return Path(tempfile.mkdtemp(dir=self._tmp))
+
+    def store_instance(self, series_uid: str, sop_uid: str, sha256: str, parts: Iterable[bytes]) -> str:
+        """Store one image durably and return its path relative to the spool. The UIDs have been checked.
+
+        Raises
+        ------
+        OutOfDisk
+            Nothing is left behind then.
+        """
+        with _disk_errors():
+            handle, name = tempfile.mkstemp(dir=self._tmp)
+            temporary = Path(name)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.writelines(parts)
+                    file.flush()
+                    os.fsync(file.fileno())
+                return self._link(temporary, Path("series") / series_uid / f"{sop_uid}-{sha256[:16]}.dcm")
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def store_result(self, job_id: str, fence: int, sop_uid: str, source: Path) -> str:
+        """Store one result object durably, copied by link from `source` on the same file system."""
+        with _disk_errors():
+            with source.open("rb+") as file:
+                os.fsync(file.fileno())
+            return self._link(source, Path("results") / job_id / str(fence) / f"{sop_uid}.dcm")
+
+    def _link(self, temporary: Path, relative: Path) -> str:
+        target = self.root / relative
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            for folder in target.parent.relative_to(self.root).parents:
+                _flush_folder(self.root / folder)
+        # The same name means the same bytes: a file that is there already was left by a crash after its link.
+        with contextlib.suppress(FileExistsError):
+            target.hardlink_to(temporary)
+        _flush_folder(target.parent)
+        return str(relative)
+
+    def remove(self, relative: str) -> None:
+        """Remove one file, and its folder when it was the last."""
+        path = self.root / relative
+        with _disk_errors():
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+
+    def remove_results(self, job_id: str, fence: int | None = None) -> None:
+        """Remove the results of one job, or of one of its attempts."""
+        folder = self.root / "results" / job_id
+        shutil.rmtree(folder if fence is None else folder / str(fence), ignore_errors=True)
+
+    def remove_unknown(self, known: Callable[[set[str]], set[str]], older_than: float) -> int:
+        """Remove images whose receipt was never acknowledged; `known` returns which of some paths the ledger holds.
+
+        Files changed after `older_than` (seconds since 1970) are left: they may be on their way into the ledger.
+        """
+        removed = 0
+        for folder in (self.root / "series").iterdir():
+            with _disk_errors():
+                paths = {f"series/{folder.name}/{f.name}": f for f in folder.iterdir()}
+            kept = known(set(paths))
+            for relative, file in paths.items():
+                if relative not in kept and file.stat().st_mtime < older_than:
+                    self.remove(relative)
+                    removed += 1
+        return removed
+
+    def open_size(self, relative: str) -> int:
+        """Return the size in bytes of one file.
+
+        Raises
+        ------
+        NotFound
+            Retention, or somebody by hand, has removed it.
+        """
+        try:
+            return (self.root / relative).stat().st_size
+        except FileNotFoundError as error:
+            raise NotFound("an image of this series is no longer in the spool", "send the series again") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

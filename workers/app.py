@@ -1,0 +1,126 @@
+"""The Celery worker: one prefork child that works, and a small parent that keeps it and tells the node it lives."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from celery import Celery
+from celery.signals import worker_process_init, worker_ready
+
+from node.broker import SEGMENT_TASK, celery_config
+from node.configuration import secret
+from node.errors import ConfigurationError, PennodeError
+from node.settings import Settings
+from workers import tasks
+from workers.nodeclient import NodeClient
+
+log = logging.getLogger(__name__)
+
+_GREET_EVERY_S = 15.0
+_ORPHAN_CHECK_S = 1.0
+
+
+def node_url(settings: Settings) -> str:
+    """Return the node's address: as configured, or as the node on this machine has written it down.
+
+    Raises
+    ------
+    ConfigurationError
+        Neither is there.
+    """
+    if settings.worker.node_url:
+        return settings.worker.node_url
+    try:
+        return str(json.loads((settings.state_dir / "node.json").read_text())["api"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(
+            "no node is known to this worker", "start the node on this machine, or set worker.node_url"
+        ) from error
+
+
+def client_for(settings: Settings) -> NodeClient:
+    """Return a client of the configured node."""
+    token = secret(settings.worker.token, settings.worker.token_file, settings.state_dir / "worker.token")
+    return NodeClient(node_url(settings), token, settings.worker.ca_file)
+
+
+def worker_name() -> str:
+    """Return this worker's name: its host and process."""
+    return f"{socket.gethostname()[:40]}-{os.getpid()}"
+
+
+def create_app(settings: Settings, name: str) -> Celery:
+    """Return the Celery application with its one task bound to `settings`."""
+    app = Celery("pennode", set_as_current=False)
+    app.conf.update(celery_config(settings))
+    # Clients hold sockets and threads, which do not survive a fork: each process makes its own at first use.
+    client = cache(lambda: client_for(settings))
+    bench = cache(lambda: tasks.open_bench(settings))
+
+    def segment(job_id: str) -> None:
+        tasks.run(job_id, bench, client(), name)
+
+    app.task(name=SEGMENT_TASK)(segment)
+
+    def warm_up(**_: object) -> None:
+        try:
+            bench()
+        except PennodeError as error:
+            # Said again, and to the node, by the first job.
+            log.error("not ready: %s", error)
+
+    worker_process_init.connect(warm_up, weak=False)
+    return app
+
+
+def run_worker(settings: Settings, *, supervised: bool = False) -> int:
+    """Work until told to stop.
+
+    `supervised`: end when the parent process does, so that a killed node leaves no worker behind.
+    """
+    name = worker_name()
+    client_for(settings).close()  # an unknown node or token is told at once, not by the first job
+    app = create_app(settings, name)
+    parent = os.getppid() if supervised else 0
+    worker_ready.connect(lambda **_: _Attendant(settings, name, parent).start(), weak=False)
+    options = ["-P", "prefork", "-c", "1", "--without-gossip", "--without-mingle", "-n", f"{name}@%h"]
+    app.worker_main(["worker", "-Q", settings.broker.queue, "-l", settings.log.level, *options])
+    return 0
+
+
+class _Attendant(threading.Thread):
+    """Tells the node every few seconds that this worker lives, and watches the process that started it."""
+
+    def __init__(self, settings: Settings, name: str, parent: int) -> None:
+        super().__init__(name="attendant", daemon=True)
+        self._settings = settings
+        self._name = name
+        self._parent = parent
+
+    def run(self) -> None:
+        """Greet and watch for ever."""
+        client = client_for(self._settings)
+        model = Path(self._settings.worker.model).name
+        device = f"{self._settings.worker.backend} on {os.cpu_count()} CPU cores"
+        rounds = int(_GREET_EVERY_S / _ORPHAN_CHECK_S)
+        count = 0
+        while True:
+            if count % rounds == 0:
+                try:
+                    client.greet(self._name, version("pennode"), device, model)
+                except PennodeError as error:
+                    log.warning("the node was not greeted: %s", error)
+            if self._parent and os.getppid() != self._parent:
+                log.warning("the process that started this worker is gone: stopping")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            count += 1
+            threading.Event().wait(_ORPHAN_CHECK_S)

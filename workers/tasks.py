@@ -1,0 +1,111 @@
+"""The one task: take a job, segment its series, bring the result. Here is the system's one broad catch."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from node.errors import EngineFailure, LeaseLost, NodeUnavailable, PennodeError, Retryable, Unsuitable
+from node.records import Claim
+from node.settings import Settings
+from workers.nodeclient import Heartbeat, NodeClient
+
+if TYPE_CHECKING:
+    from workers.pipeline import Bundle
+
+log = logging.getLogger(__name__)
+
+Segment = Callable[[list[Path], str, Callable[[int, int], None]], "Bundle"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The pipeline with a warm engine, and the name of its model."""
+
+    segment: Segment
+    model: str
+
+
+def run(job_id: str, bench: Callable[[], Bench], client: NodeClient, name: str) -> None:
+    """Do one job. Whatever happens is told to the node; nothing is raised but what must kill the process.
+
+    A job that cannot be claimed is somebody else's, or was cancelled: that is a normal end.
+    """
+    try:
+        # An engine that cannot run leaves the job to a worker whose engine can.
+        ready = bench()
+        claim = client.claim(job_id, name)
+    except PennodeError as error:
+        # Nothing is lost: the node offers the job again.
+        log.error("job=%s not taken: %s", job_id, error)
+        return
+    if claim is None:
+        log.info("job=%s is not to be had", job_id)
+        return
+    try:
+        with Heartbeat(client, claim) as beat:
+            _work(claim, ready, client, beat)
+    except LeaseLost as error:
+        log.info("job=%s left alone: %s", job_id, error)
+    except Unsuitable as error:
+        _tell(client, claim, "rejected", error)
+    except Retryable as error:
+        _tell(client, claim, "retryable", error)
+    except PennodeError as error:
+        _tell(client, claim, "failed", error)
+    except Exception as error:
+        # The task boundary: one series must never stop the next.
+        log.exception("job=%s ended by an unexpected error", job_id)
+        unexpected = EngineFailure(
+            f"unexpected {type(error).__name__} in the worker", "the worker's log holds the details"
+        )
+        _tell(client, claim, "failed", unexpected)
+
+
+def _work(claim: Claim, bench: Bench, client: NodeClient, beat: Heartbeat) -> None:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pennode-") as folder:
+        paths = client.fetch_input(claim, Path(folder))
+        fetched = time.monotonic()
+        bundle = bench.segment(paths, claim.input_digest, beat.report)
+    beat.check()
+    segmented = time.monotonic()
+    volumes = ", ".join(f"{label} {ml:.1f} ml" for label, ml in bundle.volumes_ml.items())
+    facts = {"model": bench.model, "note": volumes, "timings_s": dict(bundle.timings_s)}
+    client.send_result(claim, [(o.sop_uid, o.sop_class_uid, o.data) for o in bundle.objects], facts)
+    log.info(
+        "job=%s series=%s done fetch=%.2fs segment=%.2fs send=%.2fs",
+        claim.job_id, claim.series_uid, fetched - started, segmented - fetched, time.monotonic() - segmented,
+    )  # fmt: skip
+
+
+def _tell(client: NodeClient, claim: Claim, kind: str, error: PennodeError) -> None:
+    log.warning("job=%s %s: %s", claim.job_id, kind, error)
+    try:
+        client.fail(claim, kind, "segment", error.reason, error.next_step)
+    except LeaseLost:
+        log.info("job=%s was taken back meanwhile", claim.job_id)
+    except (NodeUnavailable, PennodeError) as untold:
+        # The lease runs out by itself then.
+        log.warning("job=%s: the node could not be told: %s", claim.job_id, untold)
+
+
+def open_bench(settings: Settings) -> Bench:
+    """Load the model and warm everything up, so that the first patient waits no longer than the second.
+
+    Raises
+    ------
+    ConfigurationError, EngineFailure
+        The model cannot be loaded or run here.
+    """
+    # Heavy libraries are imported here, in the child that works: the parent process stays small, and CUDA, one day,
+    # is touched only after the fork.
+    from workers.pipeline import open_pipeline
+
+    pipeline = open_pipeline(settings.worker, settings.seg)
+    return Bench(pipeline.segment, pipeline.model)
