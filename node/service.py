@@ -133,7 +133,13 @@ class Node:
             token = _token(settings.web.token, settings.web.token_file, settings.state_dir / "web.token")
             health = partial(self._health, ledger, spool, door)
             link = secrets.token_urlsafe(16)
-            app = create_web(ledger, token=token, health=health, allowed_hosts=(settings.web.host,), link_token=link)
+            app = create_web(
+                ledger,
+                token=token,
+                health=health,
+                allowed_hosts=(settings.web.host, *settings.web.allowed_hosts),
+                link_token=link,
+            )
             host, port = _serve(app, settings.web.host, settings.web.port, "web", stack)
             self.addresses["web"] = f"http://{_dialable(host)}:{port}"
             self.addresses["sign_in"] = f"{self.addresses['web']}/?token={link}"
@@ -266,7 +272,13 @@ def _serve(app: Any, host: str, port: int, name: str, stack: contextlib.ExitStac
             f"cannot listen on {host}:{port} ({error.strerror})", f"another program has this port: change [{name}]"
         ) from error
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3, **options
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=3,
+        **options,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name=name, daemon=True)

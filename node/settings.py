@@ -175,6 +175,9 @@ class Web(Section):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port = Field(11181, description="0 picks a free port")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="host names the page answers to, beside localhost and addresses"
+    )
     token: SecretStr | None = Field(None, description="to sign in with; unset: made in state_dir/web.token")
     token_file: Path | None = Field(None, description="a file that holds the token")
 

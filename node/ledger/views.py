@@ -12,6 +12,10 @@ from node.ledger.schema import delivery, instance, job, journal, result, series,
 from node.records import FINISHED, Job, JobState, JournalEntry, SeriesState, Worker
 
 
+# A worker's name holds its process number: without this every restart would leave a row for ever.
+_WORKER_FORGOTTEN_S = 86400.0
+
+
 class Views:
     """The part of the ledger that is read by the admin page, the command line and retention."""
 
@@ -54,6 +58,7 @@ class Views:
         with self._db.write() as connection:
             if not connection.execute(update(worker).where(worker.c.name == seen.name).values(**values)).rowcount:
                 connection.execute(insert(worker).values(**values))
+            connection.execute(delete(worker).where(worker.c.seen_at < seen.seen_at - _WORKER_FORGOTTEN_S))
 
     def workers(self, seen_since: float) -> list[Worker]:
         """Return workers heard of at or after this time, in seconds since 1970."""

@@ -1,0 +1,299 @@
+"""The admin page and its JSON: where is this series, why, and what to do about it.
+
+Everything shown comes from the ledger, so it is whole again after a restart. `create_app` lists the whole site;
+`node.signin` decides who may see it. Endpoints block on the ledger, hence they are plain functions and run in threads.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from node.display import states_of, templates, verbs, views
+from node.errors import NotFound, PennodeError, Permanent
+from node.ledger import Ledger
+from node.records import Job, JobState
+from node.signin import Door, Guard, Session, form, own_page, security_headers
+
+PAGE_SIZE = 50
+# A worker not heard of for a day has gone; one silent for two minutes deserves a look.
+WORKERS_SHOWN_S = 24 * 3600.0
+WORKER_SILENT_S = 120.0
+
+
+class Component(NamedTuple):
+    """One part of the node: its name, whether it works, and a sentence for the admin."""
+
+    name: str
+    ok: bool
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the parts of the node are."""
+
+    components: tuple[Component, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every part works."""
+        return all(component.ok for component in self.components)
+
+
+def create_app(
+    ledger: Ledger,
+    *,
+    token: str,
+    health: Callable[[], Health],
+    now: Callable[[], float] = time.time,
+    allowed_hosts: Sequence[str] = (),
+    link_token: str = "",
+) -> Starlette:
+    """Build the site.
+
+    Parameters
+    ----------
+    ledger
+        Where everything shown comes from.
+    token
+        Signs in a person at ``/login``, and a program by ``Authorization: Bearer``.
+    health
+        Asked on every visit of ``/`` and ``/health``; must not take longer than a second or so.
+    now
+        Seconds since 1970.
+    allowed_hosts
+        Names this site answers to, beside ``localhost`` and any bare IP address.
+    link_token
+        What ``/?token=`` takes, once; empty: `token` itself. One of its own keeps `token` out of logs and histories.
+    """
+    door = Door(token, link_token or token, now)
+    site = _Site(ledger, door, health, now)
+    return Starlette(
+        routes=[
+            Route("/", site.jobs),
+            Route("/jobs/{job_id}", site.job),
+            Route("/jobs/{job_id}/{verb}", form(site.change), methods=["POST"]),
+            Route("/login", site.login),
+            Route("/login", form(site.sign_in), methods=["POST"]),
+            Route("/logout", form(site.sign_out), methods=["POST"]),
+            Route("/health", site.health),
+            Route("/api/jobs", site.api_jobs),
+            Route("/api/jobs/{job_id}", site.api_job),
+            Route("/api/jobs/{job_id}/{verb}", site.api_change, methods=["POST"]),
+        ],
+        middleware=[Middleware(Guard, names=frozenset({"localhost", *(h.lower() for h in allowed_hosts)}))],
+        exception_handlers={PennodeError: site.failed, HTTPException: site.refused, 500: site.broken},
+    )
+
+
+class _SignedOut(HTTPException):
+    """Raised when a page is asked for without a session; answered with the way to the sign-in page."""
+
+
+class _Site:
+    """The endpoints, and what they need."""
+
+    def __init__(self, ledger: Ledger, door: Door, health: Callable[[], Health], now: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._door = door
+        self._health = health
+        self._now = now
+        self._templates = templates()
+
+    def _page(self, request: Request, template: str, status: int = 200, **facts: Any) -> Response:
+        facts = {"session": None, "now": self._now(), "nonce": request.state.nonce, **facts}
+        return HTMLResponse(self._templates.get_template(template).render(facts), status)
+
+    def _signed_in(self, request: Request) -> Session:
+        session = self._door.session(request)
+        if session is None:
+            query = urlencode({"next": own_page(request.url.path)})
+            raise _SignedOut(303, headers={"Location": f"/login?{query}"})
+        return session
+
+    def jobs(self, request: Request) -> Response:
+        """Show what is received, waits, runs and is done; sign in by a link."""
+        given = request.query_params.get("token")
+        if given is not None:
+            if self._door.session(request):
+                return RedirectResponse("/", 303)
+            if self._door.link_fits(request, given):
+                return self._door.sign_in(request, "/")
+            return RedirectResponse("/login?link=refused", 303)
+        session = self._signed_in(request)
+        view, text = request.query_params.get("state", ""), _needle(request.query_params.get("q", ""))
+        page = _number(request.query_params.get("page"), 1, 1, 10_000)
+        states = states_of(view)
+        jobs = self._ledger.jobs(states=states, limit=PAGE_SIZE + 1, offset=(page - 1) * PAGE_SIZE, text=text)
+        return self._page(
+            request,
+            "jobs.html",
+            session=session,
+            jobs=jobs[:PAGE_SIZE],
+            views=views(self._ledger.counts(), view),
+            view=view if states else "",
+            text=text,
+            page=page,
+            more=len(jobs) > PAGE_SIZE,
+            link=lambda **change: "/?" + urlencode({"state": view, "q": text, **change}),
+            receiving=self._ledger.receiving(),
+            workers=self._ledger.workers(self._now() - WORKERS_SHOWN_S),
+            busy={job.worker: job for job in self._ledger.jobs(states=[JobState.RUNNING])},
+            silent_s=WORKER_SILENT_S,
+            health=self._health(),
+        )
+
+    def job(self, request: Request) -> Response:
+        """Show everything known about one job."""
+        session = self._signed_in(request)
+        job = self._ledger.job(_job_id(request))
+        return self._page(
+            request,
+            "job.html",
+            session=session,
+            job=job,
+            journal=self._ledger.journal(job.id),
+            deliveries=self._ledger.deliveries(job.id),
+            verbs=verbs(job),
+        )
+
+    def change(self, request: Request, fields: dict[str, str]) -> Response:
+        """Retry or cancel a job, then show it."""
+        if self._door.session_of_form(request, fields) is None:
+            return RedirectResponse("/login", 303)
+        return RedirectResponse(f"/jobs/{self._change(request).id}", 303)
+
+    def _change(self, request: Request) -> Job:
+        job = self._ledger.job(_job_id(request))
+        by = f"web {request.client.host}" if request.client else "web"
+        match request.path_params["verb"]:
+            case "retry":
+                return self._ledger.retry(job.id, by, self._now())
+            case "cancel":
+                return self._ledger.cancel(job.id, by, self._now())
+        raise HTTPException(404)
+
+    def login(self, request: Request) -> Response:
+        """Ask for the token.
+
+        A link from elsewhere (a ticket, a mail) arrives here even with a session, as browsers keep a strict cookie
+        back on such a visit. The page then tries once more by itself, now as a visit from this site.
+        """
+        path = own_page(request.query_params.get("next", "/"))
+        again = request.headers.get("sec-fetch-site") == "cross-site"
+        refused = "link" in request.query_params
+        wrong = "This sign-in link was used already, or is not from the latest start." if refused else ""
+        return self._page(request, "login.html", path=path, again=path if again and not refused else "", wrong=wrong)
+
+    def sign_in(self, request: Request, fields: dict[str, str]) -> Response:
+        """Check the token and open a session."""
+        path = own_page(fields.get("next", "/"))
+        if self._door.token_fits(request, fields.get("token", "").strip()):
+            return self._door.sign_in(request, path)
+        return self._page(request, "login.html", 401, path=path, again="", wrong="That is not the token.")
+
+    def sign_out(self, request: Request, fields: dict[str, str]) -> Response:
+        """End the session."""
+        return self._door.sign_out(request, self._door.session_of_form(request, fields))
+
+    def health(self, request: Request) -> Response:
+        """Tell probes whether the node works; names, but no details, since anybody may ask."""
+        health = self._health()
+        parts = {component.name: "ok" if component.ok else "degraded" for component in health.components}
+        whole = "ok" if health.ok else "degraded"
+        return JSONResponse({"status": whole, "components": parts}, 200 if health.ok else 503)
+
+    def _authorised(self, request: Request) -> None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not self._door.token_fits(request, given.strip()):
+            raise HTTPException(401, "Send the header Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"})
+
+    def api_jobs(self, request: Request) -> Response:
+        """Answer jobs, newest first, by ``state`` (repeatable), ``text``, ``limit`` and ``offset``."""
+        self._authorised(request)
+        query = request.query_params
+        unknown = set(query.getlist("state")) - set(JobState)
+        if unknown:
+            raise HTTPException(400, f"There is no state {min(unknown)!r}; there are {', '.join(JobState)}.")
+        jobs = self._ledger.jobs(
+            states=[JobState(s) for s in query.getlist("state")] or None,
+            limit=_number(query.get("limit"), 200, 1, 1000),
+            offset=_number(query.get("offset"), 0, 0, 10**9),
+            text=_needle(query.get("text", "")),
+        )
+        return JSONResponse({"jobs": [job.to_json() for job in jobs], "counts": self._ledger.counts()})
+
+    def api_job(self, request: Request) -> Response:
+        """Answer one job with its journal and deliveries."""
+        self._authorised(request)
+        job = self._ledger.job(_job_id(request))
+        # Where the spool lies is nobody's business outside the node.
+        deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} for d in self._ledger.deliveries(job.id)]
+        journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
+        return JSONResponse({"job": job.to_json(), "journal": journal, "deliveries": deliveries})
+
+    def api_change(self, request: Request) -> Response:
+        """Retry or cancel a job."""
+        self._authorised(request)
+        return JSONResponse({"job": self._change(request).to_json()})
+
+    def failed(self, request: Request, error: Exception) -> Response:
+        """Answer an error of the tree with its reason and next step."""
+        if not isinstance(error, PennodeError):
+            raise error
+        status = 404 if isinstance(error, NotFound) else 409 if isinstance(error, Permanent) else 503
+        return self._error(request, status, error.reason, error.next_step)
+
+    def refused(self, request: Request, error: Exception) -> Response:
+        """Answer a refusal made by the site itself."""
+        if not isinstance(error, HTTPException):
+            raise error
+        if isinstance(error, _SignedOut):
+            return Response(status_code=error.status_code, headers=error.headers)
+        return self._error(request, error.status_code, error.detail, headers=error.headers)
+
+    def broken(self, request: Request, error: Exception) -> Response:
+        """Answer a fault of this program; the middleware raises it again afterwards, so the log has the trace."""
+        headers = security_headers(request.state.nonce)
+        return self._error(request, 500, "The page failed.", "See the node's log.", headers)
+
+    def _error(
+        self, request: Request, status: int, reason: str, next_step: str = "", headers: Mapping[str, str] | None = None
+    ) -> Response:
+        if request.url.path.startswith("/api/"):
+            body = {"error": reason, "next_step": next_step, "status": status}
+            return JSONResponse(body, status, headers)
+        again = status == 503 and request.method == "GET"
+        facts = {"heading": HTTPStatus(status).phrase, "reason": reason, "next_step": next_step, "again": again}
+        response = self._page(request, "error.html", status, **facts)
+        response.headers.update(headers or {})
+        return response
+
+
+def _job_id(request: Request) -> str:
+    job_id: str = request.path_params["job_id"]
+    if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", job_id):
+        raise NotFound("that is no job id", "the list shows all jobs")
+    return job_id
+
+
+def _needle(text: str) -> str:
+    """Return text to search for; PostgreSQL takes no NUL, and nothing searched is longer than a UID."""
+    return text.replace("\0", "").strip()[:64]
+
+
+def _number(text: str | None, default: int, low: int, high: int) -> int:
+    return min(max(int(text), low), high) if text and re.fullmatch("[0-9]{1,9}", text) else default

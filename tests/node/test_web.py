@@ -1,0 +1,460 @@
+"""The admin page, over real HTTP, on a real ledger."""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from node.ledger import Ledger
+from node.records import RESEARCH_NOTICE, Header, Instance, JobState, Result, Worker
+from node.web import PAGE_SIZE, Component, Health, create_app
+
+TOKEN = "correct horse"
+LINK = "battery staple"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp"
+T0 = 1_700_000_000.0
+
+
+@dataclass
+class Site:
+    """A served page, with the hands that move its world."""
+
+    url: str
+    ledger: Ledger
+    database: Path
+    time: float = T0
+    health: Callable[[], Health] = field(default=lambda: Health((Component("listener", True, "PENNODE on 11112"),)))
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Origin": self.url}, timeout=10)
+
+    @contextlib.contextmanager
+    def signed_in(self) -> Iterator[httpx.Client]:
+        with self.client() as client:
+            assert client.post("/login", data={"token": TOKEN}).status_code == 303
+            yield client
+
+    def series(self, number: int, description: str = "t2_sag", images: int = 2, *, seal: bool = True) -> str:
+        uid = f"1.2.{number}"
+        for i in range(images):
+            self.ledger.record(
+                Instance(
+                    sop_uid=f"{uid}.{i}", sop_class_uid="1.2.840.10008.5.1.4.1.1.4", series_uid=uid,
+                    study_uid="1.3", transfer_syntax_uid="1.2.840.10008.1.2.1", sha256=f"{number}-{i}", size=1,
+                    path=f"series/{uid}.{i}", calling_ae="SCANNER", called_ae="PENNODE", peer="127.0.0.1",
+                    received_at=self.time + number, header=Header(series_description=description),
+                )
+            )  # fmt: skip
+        if not seal:
+            return uid
+        seen = next(s for s in self.ledger.receiving() if s.series_uid == uid)
+        members = self.ledger.series_instances(uid)
+        at = self.time + number
+        job = self.ledger.seal(seen, members, "complete", wanted=True, verdict="spine", next_step="", now=at)
+        assert job is not None
+        return job
+
+    def failed(self, number: int, reason: str = "out of memory", next_step: str = "lower worker.batch") -> str:
+        job = self.series(number)
+        claim = self.ledger.claim(job, "w", lease_s=60, max_attempts=3, now=self.time + number)
+        assert claim
+        self.ledger.fail(job, claim.fence, JobState.FAILED, "segment", reason, next_step, now=self.time + number)
+        return job
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    database = tmp_path / "ledger.sqlite3"
+    ledger = Ledger(f"sqlite:///{database}")
+    ledger.migrate()
+    found = Site("", ledger, database)
+    app = create_app(
+        ledger,
+        token=TOKEN,
+        health=lambda: found.health(),
+        now=lambda: found.time,
+        allowed_hosts=["Node.Hospital"],
+        link_token=LINK,
+    )
+    config = uvicorn.Config(app, port=0, log_config=None, log_level="critical", lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    found.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield found
+    server.should_exit = True
+    thread.join()
+    ledger.close()
+
+
+def csrf(page: str) -> str:
+    found = re.search(r'name="csrf" value="([^"]+)"', page)
+    assert found
+    return found[1]
+
+
+# -- signing in
+
+
+def test_a_stranger_is_sent_to_the_sign_in_page_and_back(site: Site) -> None:
+    job = site.series(1)
+    with site.client() as client:
+        answer = client.get(f"/jobs/{job}")
+        assert (answer.status_code, answer.headers["location"]) == (303, f"/login?next=%2Fjobs%2F{job}")
+        form = client.get(answer.headers["location"])
+        assert f'value="/jobs/{job}"' in form.text
+        answer = client.post("/login", data={"token": TOKEN, "next": f"/jobs/{job}"})
+        assert answer.headers["location"] == f"/jobs/{job}"
+        assert client.get(f"/jobs/{job}").status_code == 200
+
+
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/jobs/../..//evil", "javascript:x", ""])
+def test_signing_in_never_leads_to_another_site(site: Site, target: str) -> None:
+    with site.client() as client:
+        assert client.post("/login", data={"token": TOKEN, "next": target}).headers["location"] == "/"
+
+
+def test_the_cookie_is_strict_and_out_of_reach_of_scripts(site: Site) -> None:
+    with site.client() as client:
+        cookie = client.post("/login", data={"token": TOKEN}).headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert "secure" not in cookie
+    assert TOKEN not in cookie
+
+
+def test_the_cookie_is_secure_behind_https(site: Site) -> None:
+    with site.client() as client:
+        # uvicorn believes a proxy on loopback.
+        answer = client.post("/login", data={"token": TOKEN}, headers={"X-Forwarded-Proto": "https"})
+        assert "secure" in answer.headers["set-cookie"].lower()
+
+
+def test_wrong_tokens_are_refused_then_throttled_for_a_minute(site: Site) -> None:
+    with site.client() as client:
+        answers = [client.post("/login", data={"token": "guess"}).status_code for _ in range(11)]
+        assert answers == [401] * 10 + [429]
+        assert client.post("/login", data={"token": TOKEN}).status_code == 429
+        assert client.get("/api/jobs", headers=BEARER).status_code == 429
+        site.time += 61
+        assert client.post("/login", data={"token": TOKEN}).status_code == 303
+
+
+def test_the_link_signs_in_once_and_leaves_a_clean_address(site: Site) -> None:
+    with site.client() as client:
+        answer = client.get("/", params={"token": LINK})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert client.get("/").status_code == 200
+        assert client.get("/", params={"token": LINK}).headers["location"] == "/", "signed in already"
+    with site.client() as other:
+        answer = other.get("/", params={"token": LINK})
+        assert answer.headers["location"] == "/login?link=refused"
+        assert "set-cookie" not in answer.headers
+        assert "used already" in other.get("/login?link=refused").text
+        assert other.get("/", params={"token": TOKEN}).headers["location"] == "/login?link=refused"
+
+
+def test_a_visit_from_another_site_is_repeated_so_that_the_strict_cookie_comes_along(site: Site) -> None:
+    with site.client() as client:
+        page = client.get("/login?next=/jobs/abc", headers={"Sec-Fetch-Site": "cross-site"}).text
+        assert 'content="0;url=/jobs/abc"' in page
+        assert "http-equiv" not in client.get("/login?next=/jobs/abc", headers={"Sec-Fetch-Site": "same-origin"}).text
+
+
+def test_a_session_ends_by_time_and_by_signing_out(site: Site) -> None:
+    with site.signed_in() as client:
+        site.time += 11 * 3600
+        page = client.get("/")
+        assert page.status_code == 200
+        cookies = dict(client.cookies)
+        assert client.post("/logout", data={"csrf": csrf(page.text)}).headers["location"] == "/login"
+        client.cookies.update(cookies)
+        assert client.get("/").status_code == 303, "the cookie is worth nothing any more"
+    with site.signed_in() as client:
+        site.time += 12 * 3600 + 1
+        assert client.get("/").status_code == 303
+
+
+# -- the shell around every answer
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/health", "/nothing", "/api/jobs", "/jobs/%3Cb%3E"])
+def test_every_answer_carries_the_security_headers(site: Site, path: str) -> None:
+    with site.signed_in() as client:
+        headers = client.get(path).headers
+    assert headers["content-security-policy"].startswith("default-src 'none'; style-src 'nonce-")
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin"
+    assert headers["cache-control"] == "no-store"
+
+
+def test_the_nonce_fits_the_page_and_is_new_each_time(site: Site) -> None:
+    with site.signed_in() as client:
+        first, second = client.get("/"), client.get("/")
+    nonces = set(re.findall(r'nonce="([^"]+)"', first.text))
+    assert len(nonces) == 1
+    assert f"'nonce-{nonces.pop()}'" in first.headers["content-security-policy"]
+    assert first.headers["content-security-policy"] != second.headers["content-security-policy"]
+
+
+def test_every_page_says_what_it_may_be_used_for_and_loads_nothing_from_elsewhere(site: Site) -> None:
+    job = site.failed(1)
+    with site.signed_in() as client:
+        for path in ("/", f"/jobs/{job}", "/login", "/nothing", "/jobs/unknown"):
+            page = client.get(path).text
+            assert RESEARCH_NOTICE in page, path
+            assert not re.search(r"""(src|href)=["']?(https?:)?//""", page), path
+            assert " style=" not in page, "the policy forbids style attributes"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("localhost:11181", 200), ("127.0.0.1", 200), ("[::1]:11181", 200), ("10.1.2.3:80", 200),
+        ("node.hospital", 200), ("NODE.hospital:443", 200), ("evil.example", 400), ("127.0.0.1.evil.example", 400),
+        ("node.hospital.evil.example", 400), ("", 400), ("[::1", 400),
+        ("localhost/x", 400), ("me@localhost", 400), ("localhost:99999", 400), ("localhost:x", 400),
+    ],
+)  # fmt: skip
+def test_only_addresses_and_known_names_are_answered(site: Site, host: str, status: int) -> None:
+    with site.client() as client:
+        assert client.get("/login", headers={"Host": host}).status_code == status
+
+
+# -- the pages
+
+
+def test_the_list_shows_state_reason_and_what_to_do(site: Site) -> None:
+    site.failed(1)
+    site.series(2, "t1_sag HWS")
+    site.series(3, images=5, seal=False)
+    site.ledger.worker_seen(Worker("cpu-1", T0, "0.1", "CPU", "penn-spine"))
+    site.ledger.worker_seen(Worker("cpu-2", T0 - 600, "0.1", "CPU", "penn-spine"))
+    site.health = lambda: Health((Component("disk", False, "0.9 GB free"), Component("listener", True)))
+    with site.signed_in() as client:
+        page = re.sub(r"\s+", " ", client.get("/").text)
+    for shown in (
+        'class="tag bad" title="Given up.">FAILED<', "out of memory", "lower worker.batch", "t1_sag HWS",
+        "2 images from <bdi>SCANNER</bdi>", "<b>5</b> images from", "cpu-1", "silent for 10 min",
+        "1 part of the node needs you", "0.9 GB free", ">All 2<", ">Problems 1<", ">READY 1<",
+    ):  # fmt: skip
+        assert shown in page, shown
+
+
+def test_a_running_job_shows_its_worker_and_progress(site: Site) -> None:
+    job = site.series(1)
+    claim = site.ledger.claim(job, "cpu-1", lease_s=60, max_attempts=3, now=T0)
+    assert claim
+    site.ledger.heartbeat(job, claim.fence, lease_s=60, progress=0.5, now=T0)
+    site.ledger.worker_seen(Worker("cpu-1", T0, "0.1", "CPU", "penn-spine"))
+    with site.signed_in() as client:
+        page = client.get("/").text
+    assert "50 % on <bdi>cpu-1</bdi>" in page
+    assert f'<a class="tag busy" href="/jobs/{job}">busy</a>' in page
+
+
+def test_the_list_is_filtered_by_state_and_text(site: Site) -> None:
+    failed, ready = site.failed(1), site.series(2, "whole HWS")
+    with site.signed_in() as client:
+        for query, seen in (
+            ("", {failed, ready}), ("?state=FAILED", {failed}), ("?state=problems", {failed}), ("?state=open", {ready}),
+            ("?q=hws", {ready}), ("?q=1.2.1", {failed}), ("?state=FAILED&q=hws", set()),
+            ("?state=NONSENSE", {failed, ready}), ("?q=%00", {failed, ready}), ("?page=2", set()),
+            ("?page=-1", {failed, ready}), (f"?q={ready}", {ready}),
+            ("?page=" + "9" * 5000, {failed, ready}),
+        ):  # fmt: skip
+            assert set(re.findall(r"/jobs/([0-9a-f]+)", client.get(f"/{query}").text)) == seen, query
+
+
+def test_the_list_is_paged(site: Site) -> None:
+    for number in range(PAGE_SIZE + 1):
+        site.series(number + 1, images=1)
+    with site.signed_in() as client:
+        first, second = client.get("/?q=sag").text, client.get("/?q=sag&page=2").text
+    assert first.count("t2_sag</bdi>") == PAGE_SIZE
+    assert second.count("t2_sag</bdi>") == 1
+    assert 'rel="next" href="/?state=&amp;q=sag&amp;page=2"' in first
+    assert 'rel="next"' not in second
+    assert 'rel="prev" href="/?state=&amp;q=sag&amp;page=1"' in second
+
+
+def test_a_job_shows_facts_journal_and_deliveries(site: Site) -> None:
+    job = site.series(1)
+    claim = site.ledger.claim(job, "cpu-1", lease_s=60, max_attempts=3, now=T0)
+    assert claim
+    result = Result("2.25.123456789012345", "1.2.840.10008.5.1.4.1.1.66.4", job, "results/secret-place", 1, "0")
+    site.ledger.finish(job, claim.fence, [result], ["PACS", "VNA"], model="penn 1", note="11 vertebrae", now=T0)
+    first = site.ledger.deliveries(job)[0]
+    site.ledger.start_sending(first.id, T0)
+    site.ledger.postpone(first.id, "connection refused", T0 + 300, T0)
+    with site.signed_in() as client:
+        page = client.get(f"/jobs/{job[:8]}").text
+        body = client.get(f"/api/jobs/{job}", headers=BEARER).text
+    for shown in (
+        "first image received",
+        "complete",
+        "penn 1",
+        "cpu-1",
+        "VNA",
+        "connection refused",
+        "Next try in 5 min",
+    ):
+        assert shown in page, shown
+    assert "secret-place" not in page + body, "where the spool lies is nobody's business"
+
+
+def test_text_of_peers_is_never_markup(site: Site) -> None:
+    job = site.series(1, HOSTILE)
+    claim = site.ledger.claim(job, HOSTILE, lease_s=60, max_attempts=3, now=T0)
+    assert claim
+    site.ledger.fail(job, claim.fence, JobState.FAILED, "segment", HOSTILE, HOSTILE, now=T0)
+    site.ledger.worker_seen(Worker(HOSTILE, T0, HOSTILE, HOSTILE, HOSTILE))
+    with site.signed_in() as client:
+        for path in ("/", f"/jobs/{job}", "/?q=" + "<img src=x onerror=alert(2)>", "/jobs/<img%20src=x>"):
+            page = client.get(path).text
+            assert "<img" not in page, path
+            assert "<script>" not in page, path
+            assert "\u202e" not in page, "the text must not turn its surroundings around"
+
+
+@pytest.mark.parametrize("job_id", ["unknown", "%00", "a'b", "%25", "x" * 500])
+def test_an_unknown_job_is_a_page_with_a_next_step(site: Site, job_id: str) -> None:
+    with site.signed_in() as client:
+        page = client.get(f"/jobs/{job_id}")
+        assert page.status_code == 404
+        assert 'href="/"' in page.text
+        assert client.get(f"/api/jobs/{job_id}", headers=BEARER).status_code == 404
+
+
+def test_a_silent_ledger_is_said_plainly(site: Site) -> None:
+    with site.signed_in() as client:
+        site.ledger.close()
+        for path in site.database.parent.glob("ledger.sqlite3*"):
+            path.unlink()
+        site.database.mkdir()
+        page = client.get("/")
+        assert page.status_code == 503
+        assert "the ledger does not answer" in page.text
+        assert "check the database and its disk" in page.text
+        answer = client.get("/api/jobs", headers=BEARER)
+        assert answer.status_code == 503
+        assert "the ledger does not answer" in answer.json()["error"]
+        assert client.get("/health").status_code == 200, "health is told by the node, not by this page"
+
+
+def test_a_fault_of_the_page_shows_no_details(site: Site) -> None:
+    def broken() -> Health:
+        raise RuntimeError("inner detail")
+
+    site.health = broken
+    with site.signed_in() as client:
+        page = client.get("/")
+    assert page.status_code == 500
+    assert "inner detail" not in page.text
+    assert page.headers["x-frame-options"] == "DENY"
+
+
+# -- deeds
+
+
+def test_a_failed_job_is_retried_and_cancelled_from_its_page(site: Site) -> None:
+    job = site.failed(1)
+    with site.signed_in() as client:
+        page = client.get(f"/jobs/{job}").text
+        assert "/cancel" not in page
+        answer = client.post(f"/jobs/{job}/retry", data={"csrf": csrf(page)})
+        assert (answer.status_code, answer.headers["location"]) == (303, f"/jobs/{job}")
+        assert site.ledger.job(job).state is JobState.READY
+        page = client.get(f"/jobs/{job}").text
+        assert "/retry" not in page
+        client.post(f"/jobs/{job}/cancel", data={"csrf": csrf(page)})
+        assert site.ledger.job(job).state is JobState.CANCELLED
+    assert site.ledger.journal(job)[-1].by == "web 127.0.0.1"
+
+
+def test_a_deed_the_state_forbids_is_explained(site: Site) -> None:
+    job = site.series(1)
+    with site.signed_in() as client:
+        key = csrf(client.get(f"/jobs/{job}").text)
+        assert client.post(f"/jobs/{job}/retry", data={"csrf": key}).status_code == 409
+        assert client.post(f"/jobs/{job}/erase", data={"csrf": key}).status_code == 404
+        answer = client.post(f"/api/jobs/{job}/retry", headers=BEARER)
+        assert answer.status_code == 409
+        assert "cannot be retried" in answer.json()["error"]
+    assert site.ledger.job(job).state is JobState.READY
+
+
+def test_forms_of_other_sites_and_other_sessions_are_refused(site: Site) -> None:
+    job = site.failed(1)
+    with site.signed_in() as client, site.signed_in() as other:
+        key = csrf(client.get(f"/jobs/{job}").text)
+        path = f"/jobs/{job}/retry"
+        for origin in ("http://evil.example", "null", "", site.url.replace("127.0.0.1", "127.0.0.2")):
+            answer = client.post(path, data={"csrf": key}, headers={"Origin": origin})
+            assert answer.status_code == 403, origin
+        assert client.post(path, data={"csrf": "guess"}).status_code == 403
+        assert client.post(path).status_code == 403
+        assert other.post(path, data={"csrf": key}).status_code == 403
+        assert client.post(path, content=b"csrf=" + b"x" * 9000).status_code == 413
+        assert client.get(path).status_code == 405
+    with site.client() as stranger:
+        assert stranger.post(path, data={"csrf": key}).headers["location"] == "/login"
+    assert site.ledger.job(job).state is JobState.FAILED
+
+
+# -- machines
+
+
+def test_health_tells_names_and_no_details(site: Site) -> None:
+    with site.client() as client:
+        answer = client.get("/health", headers={"Host": "probe.example"})
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok", "components": {"listener": "ok"}})
+        site.health = lambda: Health((Component("ledger", True), Component("disk", False, "inner detail")))
+        answer = client.get("/health")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "degraded", "components": {"ledger": "ok", "disk": "degraded"}}
+
+
+def test_the_api_takes_the_token_and_nothing_else(site: Site) -> None:
+    job = site.failed(1)
+    with site.signed_in() as client:
+        for path in ("/api/jobs", f"/api/jobs/{job}"):
+            answer = client.get(path)
+            assert answer.status_code == 401, "a cookie is no authority here"
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert client.post(f"/api/jobs/{job}/retry").status_code == 401
+        assert client.get("/api/jobs", headers={"Authorization": f"Basic {TOKEN}"}).status_code == 401
+        assert client.get("/api/jobs", headers={"Authorization": "Bearer"}).status_code == 401
+    assert site.ledger.job(job).state is JobState.FAILED
+
+
+def test_the_api_lists_shows_and_changes_jobs(site: Site) -> None:
+    failed, ready = site.failed(1), site.series(2)
+    with httpx.Client(base_url=site.url, headers=BEARER) as client:
+        body = client.get("/api/jobs").json()
+        assert [job["id"] for job in body["jobs"]] == [ready, failed]
+        assert body["counts"] == {"FAILED": 1, "READY": 1}
+        assert [job["id"] for job in client.get("/api/jobs?limit=1&offset=1").json()["jobs"]] == [failed]
+        assert [job["id"] for job in client.get("/api/jobs?state=FAILED&state=RUNNING").json()["jobs"]] == [failed]
+        refused = client.get("/api/jobs?state=BROKEN")
+        assert refused.status_code == 400
+        assert "SUPERSEDED" in refused.json()["error"]
+        body = client.get(f"/api/jobs/{failed}").json()
+        assert body["job"]["reason"] == "out of memory"
+        assert [entry["after"] for entry in body["journal"]][-1] == "FAILED"
+        assert body["deliveries"] == []
+        assert client.post(f"/api/jobs/{failed}/retry").json()["job"]["state"] == "READY"
+        assert client.post(f"/api/jobs/{failed}/cancel").json()["job"]["state"] == "CANCELLED"
+        assert client.get("/api/nothing").json()["status"] == 404
