@@ -92,7 +92,7 @@ def run_worker(settings: Settings, *, supervised: bool = False) -> int:
     parent = os.getppid() if supervised else 0
     worker_ready.connect(lambda **_: _Attendant(settings, name, parent).start(), weak=False)
     options = ["-P", "prefork", "-c", "1", "--without-gossip", "--without-mingle", "-n", f"{name}@%h"]
-    app.worker_main(["worker", "-Q", settings.broker.queue, "-l", settings.log.level, *options])
+    app.worker_main(["--quiet", "worker", "-Q", settings.broker.queue, "-l", settings.log.level, *options])
     return 0
 
 
