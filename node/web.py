@@ -234,7 +234,9 @@ class _Site:
             offset=_number(query.get("offset"), 0, 0, 10**9),
             text=_needle(query.get("text", "")),
         )
-        return JSONResponse({"jobs": [job.to_json() for job in jobs], "counts": self._ledger.counts()})
+        listed = [job.to_json() for job in jobs]
+        receiving = len(self._ledger.receiving())
+        return JSONResponse({"jobs": listed, "counts": self._ledger.counts(), "receiving": receiving})
 
     def api_job(self, request: Request) -> Response:
         """Answer one job with its journal and deliveries."""

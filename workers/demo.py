@@ -201,6 +201,12 @@ def _follow(node: dict[str, Any], sent_at: float, say: Callable[[str], None]) ->
     ]  # fmt: skip
 
 
+def _moment(entry: dict[str, Any], sent_at: float) -> dict[str, Any]:
+    """Return one journal entry on the demo's clock: seconds since the last image was acknowledged."""
+    seconds = round(entry["at"] - sent_at, 3)
+    return {"seconds": seconds, "subject": entry["subject"], "state": entry["after"], "text": entry["text"]}
+
+
 def _verify(outcome: _Outcome, node: dict[str, Any], pacs: Path, source: Path, out: Path, sent_at: float) -> None:
     """Read back what the PACS got, and place it on the source by its geometry alone."""
     from workers.overlay import write_picture

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from trt.engine import Engine, EngineError, open_engine
+from trt.manifest import load
+from trt.phantom import spine_phantom
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with open_engine(load(), threads=2, batch=4) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def patches() -> np.ndarray:
+    image = spine_phantom((7, 160, 144), (0.9, 0.9375, 0.9375), seed=3).image.astype(np.float32) / 1000
+    return np.stack([image[z : z + 3, 8 * z : 8 * z + 128, 2 * z : 2 * z + 128] for z in range(5)])
+
+
+def test_the_engine_agrees_with_the_onnx_reference(engine: Engine, patches: np.ndarray) -> None:
+    (wanted,) = ReferenceEvaluator(onnx.load(load().path)).run(None, {"patches": patches[:1]})
+    np.testing.assert_allclose(engine(patches[:1]), wanted, atol=2e-3)
+
+
+def test_the_batch_does_not_change_a_patch(engine: Engine, patches: np.ndarray) -> None:
+    together = engine(patches)
+    assert together.shape == (5, 4, 128, 128)
+    assert together.dtype == np.float32
+    alone = np.concatenate([engine(patches[n : n + 1]) for n in range(5)])
+    np.testing.assert_allclose(alone, together, atol=1e-4)
+    np.testing.assert_array_equal(engine(patches), together)
+
+
+def test_a_result_stays_when_the_engine_runs_again(engine: Engine, patches: np.ndarray) -> None:
+    first = engine(patches[:4])
+    kept = first.copy()
+    engine(patches[1:5] * 0.5)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_no_patches_give_no_logits(engine: Engine) -> None:
+    assert engine(np.empty((0, 3, 128, 128), np.float32)).shape == (0, 4, 128, 128)
+
+
+def test_the_engine_describes_itself(engine: Engine) -> None:
+    facts = engine.describe()
+    assert engine.backend == facts["backend"] == "openvino"
+    assert facts["precision"] == "f32"
+    assert facts["threads"] == "2"
+    assert facts["model"].startswith("penn-spine ")
+    assert facts["version"]
+    assert facts["device"]
+
+
+@pytest.mark.parametrize("shape", [(3, 128, 128), (1, 1, 128, 128), (1, 3, 96, 128)])
+def test_patches_of_another_shape_are_refused(engine: Engine, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="patches must be"):
+        engine(np.zeros(shape, np.float32))
+
+
+def test_patches_of_another_dtype_are_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="float64"):
+        engine(np.zeros((1, 3, 128, 128)))  # type: ignore[arg-type]
+
+
+def test_bf16_agrees_on_the_mask_or_is_refused(engine: Engine, patches: np.ndarray) -> None:
+    try:
+        with open_engine(load(), batch=4, precision="bf16") as half:
+            assert half.describe()["precision"] == "bf16"
+            agreeing = (half(patches).argmax(1) == engine(patches).argmax(1)).mean()
+    except EngineError as error:
+        assert "bf16" in str(error)  # noqa: PT017  # a CPU without bf16 must say so
+    else:
+        assert agreeing > 0.99
+
+
+def test_a_closed_engine_says_so() -> None:
+    with open_engine(load(), batch=1) as engine:
+        pass
+    with pytest.raises(EngineError, match="closed"):
+        engine(np.zeros((1, 3, 128, 128), np.float32))
+
+
+def test_an_unknown_backend_names_the_choices() -> None:
+    with pytest.raises(EngineError, match="openvino, tensorrt"):
+        open_engine(load(), "cuda")
+
+
+def test_tensorrt_says_what_to_do() -> None:
+    installed = any(importlib.util.find_spec(name) for name in ("tensorrt", "tensorrt_rtx"))
+    with pytest.raises(EngineError, match="openvino only" if installed else r"pip install pennode\[gpu\]"):
+        open_engine(load(), "tensorrt")
+
+
+@pytest.mark.parametrize("numbers", [{"threads": 0}, {"batch": 0}])
+def test_numbers_below_one_are_refused(numbers: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        open_engine(load(), **numbers)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(EngineError, match="refuses the model"):
+        open_engine(dataclasses.replace(load(), path=path))
+
+
+def test_a_model_with_other_classes_than_promised_is_refused() -> None:
+    manifest = load()
+    with pytest.raises(EngineError, match="promises"):
+        open_engine(dataclasses.replace(manifest, labels=manifest.labels[:2]))
+
+
+def test_serving_imports_no_torch() -> None:
+    code = (
+        "import sys, trt.patches, trt.engine, trt.manifest, trt.phantom\n"
+        "found = {'torch', 'onnx', 'openvino', 'node', 'workers'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from trt.manifest import Normalisation
+from trt.patches import (
+    Array,
+    NonFiniteOutput,
+    count_patches,
+    normalise,
+    predict_slices,
+    predict_volume,
+    starts,
+)
+
+
+def centre(patches: Array) -> Array:
+    middle = patches.shape[1] // 2
+    return patches[:, middle : middle + 1]
+
+
+shapes = st.tuples(st.integers(1, 5), st.integers(1, 37), st.integers(1, 37))
+sides = st.tuples(st.integers(1, 19), st.integers(1, 19))
+settled = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+@settled
+@given(
+    st.data(),
+    shapes,
+    sides,
+    st.sampled_from([1, 3, 5]),
+    st.sampled_from([0.0, 0.25, 0.5, 0.61, 0.75]),
+    st.integers(1, 9),
+)
+def test_identity_network_returns_the_volume(
+    data: st.DataObject,
+    shape: tuple[int, int, int],
+    patch: tuple[int, int],
+    channels: int,
+    overlap: float,
+    batch: int,
+) -> None:
+    finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+    volume = data.draw(arrays.arrays(np.float32, shape, elements=finite))
+    logits = predict_volume(volume, centre, patch=patch, channels=channels, overlap=overlap, batch=batch)
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits[0], volume)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+def test_identity_holds_at_the_size_that_serves(overlap: float) -> None:
+    volume = np.random.default_rng(0).normal(0, 100, (3, 321, 251)).astype(np.float32)
+    logits = predict_volume(volume, centre, patch=(128, 128), channels=3, overlap=overlap)
+    np.testing.assert_array_equal(logits[0], volume)
+
+
+@settled
+@given(st.integers(1, 700), st.integers(1, 200), st.floats(0, 0.9))
+def test_grid_covers_the_axis_evenly(length: int, patch: int, overlap: float) -> None:
+    found = starts(length, patch, overlap)
+    assert found[0] == 0
+    assert found[-1] == max(length - patch, 0)
+    steps = np.diff(found)
+    if len(steps):
+        assert steps.max() <= patch
+        assert steps.max() - steps.min() <= 1
+        assert steps.max() <= max(1, np.ceil(patch * (1 - overlap)))
+
+
+def test_grid_follows_the_published_example() -> None:
+    assert starts(110, 64, 0.5) == [0, 23, 46]
+
+
+def test_channels_are_the_neighbouring_slices_clamped_at_the_ends() -> None:
+    volume = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None, None], (4, 6, 6)).copy()
+    logits = predict_volume(volume, lambda patches: patches, patch=(4, 4), channels=3)
+    np.testing.assert_array_equal(logits[:, :, 0, 0], [[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 3]])
+
+
+def test_every_call_sees_one_shape_and_progress_ends_at_the_total() -> None:
+    seen, told = [], []
+
+    def predict(patches: Array) -> Array:
+        seen.append(patches.shape)
+        return centre(patches)
+
+    volume = np.zeros((3, 40, 33), np.float32)
+    predict_volume(
+        volume, predict, patch=(16, 16), channels=3, batch=7, progress=lambda done, total: told.append((done, total))
+    )
+    total = count_patches((3, 40, 33), (16, 16), 0.5)
+    assert total == 3 * 4 * 4
+    assert set(seen) == {(7, 3, 16, 16)}
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_slices_come_in_order_before_the_volume_is_done() -> None:
+    calls = 0
+
+    def predict(patches: Array) -> Array:
+        nonlocal calls
+        calls += 1
+        return centre(patches)
+
+    slices = predict_slices(np.zeros((50, 16, 16), np.float32), predict, patch=(16, 16), channels=1, batch=2)
+    assert next(slices)[0] == 0
+    assert calls == 1
+    assert [z for z, _ in slices] == list(range(1, 50))
+
+
+def test_the_batch_size_changes_nothing() -> None:
+    volume = np.random.default_rng(1).normal(size=(4, 30, 41)).astype(np.float32)
+
+    def predict(patches: Array) -> Array:
+        return np.concatenate([patches**2, np.sin(patches)], axis=1)
+
+    results = [predict_volume(volume, predict, patch=(16, 12), channels=3, batch=batch) for batch in (1, 5, 64)]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_output_that_is_not_finite_is_refused(wrong: float) -> None:
+    def predict(patches: Array) -> Array:
+        logits = centre(patches).copy()
+        logits[-1, 0, 3, 3] = wrong
+        return logits
+
+    with pytest.raises(NonFiniteOutput, match="NaN or infinity"):
+        predict_volume(np.zeros((2, 8, 8), np.float32), predict, patch=(8, 8), channels=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"volume": np.zeros((2, 8, 8))}, "float32"),
+        ({"volume": np.zeros((8, 8), np.float32)}, "volume must be"),
+        ({"volume": np.zeros((0, 8, 8), np.float32)}, "not empty"),
+        ({"patch": (0, 8)}, "positive"),
+        ({"batch": 0}, "positive"),
+        ({"channels": 2}, "odd"),
+        ({"overlap": 1.0}, "overlap"),
+        ({"overlap": -0.1}, "overlap"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_at_once(change: dict[str, object], message: str) -> None:
+    arguments = {"volume": np.zeros((2, 8, 8), np.float32), "patch": (8, 8), "channels": 1} | change
+    volume = arguments.pop("volume")
+    with pytest.raises(ValueError, match=message):
+        predict_slices(volume, centre, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_network_of_the_wrong_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="the network returned"):
+        predict_volume(np.zeros((2, 8, 8), np.float32), lambda p: p[:, :, 1:], patch=(8, 8), channels=1)
+
+
+def test_normalise_maps_percentiles_and_clips() -> None:
+    volume = np.arange(1001, dtype=np.uint16).reshape(1, 1, 1001)
+    found = normalise(volume, Normalisation(10, 90, (0.0, 1.0)))
+    assert found.dtype == np.float32
+    assert found[0, 0, 100] == 0
+    assert found[0, 0, 500] == pytest.approx(0.5)
+    assert found[0, 0, 950] == 1
+    assert volume.max() == 1000
+
+
+@settled
+@given(st.floats(0.1, 50), st.floats(-1000, 1000))
+def test_normalise_does_not_depend_on_unit_or_offset(scale: float, offset: float) -> None:
+    volume = np.random.default_rng(2).uniform(0, 100, (2, 9, 9)).astype(np.float32)
+    rule = Normalisation(0.5, 99.5, (0.0, 1.0))
+    moved = volume * np.float32(scale) + np.float32(offset)
+    np.testing.assert_allclose(normalise(moved, rule), normalise(volume, rule), atol=1e-3)
+
+
+def test_normalise_takes_a_flat_volume_and_refuses_nan() -> None:
+    rule = Normalisation(0.5, 99.5, (0.0, 1.0))
+    np.testing.assert_array_equal(normalise(np.full((2, 3, 3), 7), rule), 0)
+    with pytest.raises(ValueError, match="NaN"):
+        normalise(np.array([[[1.0, np.nan]]]), rule)

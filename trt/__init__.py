@@ -1,0 +1,1 @@
+"""PENN: arrays in, arrays out. Knows no DICOM, no ledger, no Celery."""

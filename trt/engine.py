@@ -1,0 +1,165 @@
+"""A model made ready to run: one callable from patches to logits, held open as a context.
+
+EngineError is raised for a backend that does not exist or is not there, and for what the backend itself refuses.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args
+
+import numpy as np
+
+from trt.manifest import Manifest
+from trt.patches import Array
+
+if TYPE_CHECKING:
+    import openvino
+
+Precision = Literal["f32", "bf16"]
+BACKENDS = ("openvino", "tensorrt")
+
+
+class EngineError(RuntimeError):
+    """The model cannot be run as asked; the message says what to choose or install instead."""
+
+
+class Engine(Protocol):
+    """Patches (N, C, H, W) float32 to logits (N, K, H, W) float32, for one thread at a time."""
+
+    backend: str
+
+    def __call__(self, patches: Array) -> Array:
+        """Logits of any number of patches, in a new array; `ValueError` when shape or dtype do not fit the model."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """What runs: model, backend, its version, device, precision, threads, batch."""
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory; the engine cannot be called again."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_engine(
+    manifest: Manifest,
+    backend: str = "openvino",
+    *,
+    threads: int | None = None,
+    batch: int = 8,
+    precision: Precision = "f32",
+) -> Engine:
+    """Compile the model for `batch` patches at a time on `threads` CPU threads (all cores by default) and run it once.
+
+    Raises `EngineError` for an unknown or missing backend or a precision the device lacks, `ValueError` for numbers
+    below one.
+    """
+    if backend not in BACKENDS:
+        raise EngineError(f"no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    if precision not in get_args(Precision):
+        raise EngineError(f"no precision {precision!r}; choose one of: {', '.join(get_args(Precision))}")
+    threads = cores() if threads is None else threads
+    if threads < 1 or batch < 1:
+        raise ValueError(f"threads and batch must be at least 1, not {threads} and {batch}")
+    if backend == "tensorrt":
+        raise EngineError(_why_no_tensorrt())
+    return OpenVinoEngine(manifest, threads, batch, precision)
+
+
+def _why_no_tensorrt() -> str:
+    if find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is None:
+        return "TensorRT is not installed: `pip install pennode[gpu]`, or use backend openvino, which needs no GPU"
+    return "this version serves on openvino only; TensorRT is installed but not used yet: choose backend openvino"
+
+
+class OpenVinoEngine:
+    """The model on the CPU by OpenVINO, compiled for one batch size."""
+
+    backend = "openvino"
+
+    def __init__(self, manifest: Manifest, threads: int, batch: int, precision: Precision) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise EngineError("OpenVINO is not installed: `pip install openvino`") from error
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise EngineError("this CPU does not calculate in bf16; choose precision f32")
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",  # one batch at a time, on all threads; more streams hold more memory
+            "INFERENCE_NUM_THREADS": str(threads),
+            "INFERENCE_PRECISION_HINT": precision,
+            "ENABLE_CPU_PINNING": "NO",  # several workers on one host would pin themselves to the same cores
+        }
+        self._manifest, self._version, self._threads = manifest, openvino.get_version(), threads
+        self._shape = (batch, manifest.channels, *manifest.patch)
+        self._answer = (batch, manifest.classes, *manifest.patch)
+        try:
+            model = core.read_model(manifest.path)
+            model.reshape(list(self._shape))
+            compiled = core.compile_model(model, "CPU", settings)
+            self._device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
+            self._precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            self._request: openvino.InferRequest | None = compiled.create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(f"{manifest.path}: OpenVINO refuses the model: {error}") from error
+        found = tuple(compiled.output(0).get_shape())
+        if len(compiled.outputs) != 1 or found != self._answer:
+            raise EngineError(f"{manifest.path}: answers {found}, the manifest promises {self._answer}")
+        self(np.zeros(self._shape, np.float32))  # the first run allocates and tunes
+
+    def __call__(self, patches: Array) -> Array:
+        """Logits (N, K, H, W) of patches (N, C, H, W); see `Engine`."""
+        if self._request is None:
+            raise EngineError("the engine is closed")
+        if patches.ndim != 4 or patches.shape[1:] != self._shape[1:] or patches.dtype != np.float32:
+            raise ValueError(f"patches must be (N, {self._shape[1:]}) float32, not {patches.shape} {patches.dtype}")
+        batch = self._shape[0]
+        logits = np.empty((len(patches), *self._answer[1:]), np.float32)
+        for first in range(0, len(patches), batch):
+            part = patches[first : first + batch]
+            real = len(part)
+            if real < batch:
+                part = np.concatenate((part, np.broadcast_to(part[-1:], (batch - real, *part.shape[1:]))))
+            self._request.infer([np.ascontiguousarray(part)], share_inputs=True)
+            logits[first : first + real] = self._request.get_output_tensor().data[:real]
+        return logits
+
+    def describe(self) -> dict[str, str]:
+        """What runs; see `Engine`."""
+        return {
+            "model": f"{self._manifest.name} {self._manifest.version}",
+            "backend": self.backend,
+            "version": self._version,
+            "device": self._device,
+            "precision": self._precision,
+            "threads": str(self._threads),
+            "batch": str(self._shape[0]),
+        }
+
+    def close(self) -> None:
+        """Free the model's memory; see `Engine`."""
+        self._request = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,72 @@
+"""Commands of `pennode` that need the worker's libraries; those are imported when a command runs, not before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node import configuration
+from node.records import RESEARCH_NOTICE
+
+if TYPE_CHECKING:
+    from trt.patches import Progress
+    from workers.segment import Found, Outcome
+
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder with DICOM files, at any depth")]
+_Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="where results go; made if it is not there")]
+_Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="settings, TOML")]
+_Picture = Annotated[bool, typer.Option("--picture", help="also draw three slices with the result, as PNG")]
+
+
+def segment(folder: _Folder, out: _Out, config: _Config = None, picture: _Picture = False) -> None:
+    """Segment the spine MR series in a folder, here and without a network."""
+    settings = configuration.load(config)
+
+    from workers.pipeline import open_pipeline
+    from workers.segment import find_series, segment_found
+
+    series = find_series(folder, lambda text: typer.echo(text, err=True))
+    typer.echo(f"{len(series)} MR series; {RESEARCH_NOTICE}", err=True)
+    failed = 0
+    with open_pipeline(settings.worker, settings.seg) as pipeline:
+        for found in series:
+            with _progress(found) as progress:
+                outcome = segment_found(found, out, pipeline, picture=picture, progress=progress)
+            failed += outcome.error is not None
+            _tell(outcome)
+    if failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(found: Found) -> Iterator[Progress | None]:
+    """Show a bar in a terminal; elsewhere one line says that a series is begun."""
+    if not sys.stderr.isatty():
+        typer.echo(f"series {found.name}: {len(found.paths)} files", err=True)
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"series {found.name}", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _tell(outcome: Outcome) -> None:
+    name = outcome.found.name
+    if outcome.error is not None:
+        step = f"; {outcome.error.next_step}" if outcome.error.next_step else ""
+        typer.echo(f"series {name}: refused: {outcome.error.reason}{step}", err=True)
+        return
+    if outcome.bundle is not None:
+        volumes = ", ".join(f"{label} {ml:.1f} ml" for label, ml in outcome.bundle.volumes_ml.items())
+        seconds = sum(outcome.bundle.timings_s.values())
+        typer.echo(f"series {name}: {volumes} ({seconds:.1f} s)")
+    for path in outcome.written:
+        typer.echo(f"  {path}")

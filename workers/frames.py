@@ -1,0 +1,260 @@
+"""Frames of MR images as the scanner stored them: headers first, pixels one frame at a time.
+
+Reads MR Image Storage (PS3.3 A.4, one frame per instance) and Enhanced MR Image Storage (PS3.3 A.36, many frames in one
+instance), and turns whatever pydicom raises on broken bytes into `InvalidInstance`. Values of a header never enter an
+error text, except numbers that identify no patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import iter_pixels
+from pydicom.uid import EnhancedMRImageStorage, MRImageStorage
+
+from node.errors import InvalidInstance, Unsuitable
+
+# What pydicom and its decoders raise on bytes that are not what they claim to be.
+_UNREADABLE = (
+    InvalidDicomError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+_RESEND = "send the series again from the scanner or the archive"
+
+# Groups that the result or the geometry needs; private, overlay and icon data can be megabytes per instance.
+_GROUPS = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x5200})
+_BULKY = frozenset({0x00081140, 0x00082112, 0x00089092, 0x00089121, 0x00089154, 0x00089237, 0x00880200})
+
+_IDENTITY = ["SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"]
+
+# What tells images at one position apart: words for the reader, keyword, functional group in Enhanced MR.
+_TRAITS = (
+    ("stack", "StackID", "FrameContentSequence"),
+    ("time point", "TemporalPositionIndex", "FrameContentSequence"),
+    ("time point", "TemporalPositionIdentifier", ""),
+    ("echo time", "EffectiveEchoTime", "MREchoSequence"),
+    ("echo time", "EchoTime", ""),
+    ("echo number", "EchoNumbers", ""),
+    ("inversion time", "InversionTime", ""),
+    ("b-value", "DiffusionBValue", "MRDiffusionSequence"),
+    ("trigger delay", "NominalCardiacTriggerDelayTime", "CardiacSynchronizationSequence"),
+    ("trigger time", "TriggerTime", ""),
+    ("image type", "ComplexImageComponent", "MRImageFrameTypeSequence"),
+    ("image type", "FrameType", "MRImageFrameTypeSequence"),
+    ("image type", "ImageType", ""),
+    ("acquisition number", "AcquisitionNumber", ""),
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One plane: position, direction cosines (row, then column) and spacing (rows, columns) in mm, patient LPS.
+
+    `image` counts the sources from 0, `number` the frames of that image from 1, `name` is how an error speaks of it.
+    An empty tuple says that the attribute is absent; `traits` hold what may tell planes at one position apart.
+    """
+
+    image: int
+    number: int
+    name: str
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    slope: float
+    intercept: float
+    traits: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One SOP instance: its header without pixels, private and bulky attributes, and its frames in stored order."""
+
+    header: Dataset
+    name: str
+    transfer_syntax_uid: str
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a file says it is, and the sha256 of its data set, the bytes after the file meta group (PS3.10 7.1)."""
+
+    sop_class_uid: str
+    sop_uid: str
+    series_uid: str
+    series_number: int | None
+    sha256: str
+
+
+@contextmanager
+def _readable(name: str, what: str) -> Iterator[None]:
+    """Translate what broken bytes raise. The cause is dropped: its text can quote values of the header."""
+    try:
+        # Values are checked here; pydicom's warnings about them would quote them, to the log as well.
+        with warnings.catch_warnings(), disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    except OSError as error:
+        raise InvalidInstance(f"{name} cannot be read ({error.strerror or 'input error'})", _RESEND) from None
+    except MemoryError:
+        raise Unsuitable(f"{name} does not fit into memory", "use a worker with more memory") from None
+    except _UNREADABLE:
+        raise InvalidInstance(f"{name} {what}", _RESEND) from None
+
+
+def read_identity(path: Path) -> Identity:
+    """Read what is needed to tell series apart, and the digest of the data set.
+
+    Raises
+    ------
+    InvalidInstance
+        The file cannot be opened, or is no DICOM file.
+    """
+    with _readable("the file", "is not a DICOM file"), path.open("rb") as file:
+        header = dcmread(file, stop_before_pixels=True, specific_tags=_IDENTITY)
+        length = header.file_meta.get("FileMetaInformationGroupLength")
+        file.seek(0 if length is None else 132 + 12 + int(length))
+        number = header.get("SeriesNumber")
+        return Identity(
+            sop_class_uid=str(header.file_meta.MediaStorageSOPClassUID),
+            sop_uid=str(header.SOPInstanceUID),
+            series_uid=str(header.SeriesInstanceUID),
+            series_number=None if number in (None, "") else int(number),
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+        )
+
+
+def read_image(source: Path | Dataset, index: int, total: int) -> Image:
+    """Read the header of one instance, the `index`-th (from 0) of `total`.
+
+    Raises
+    ------
+    InvalidInstance
+        The bytes are no DICOM object, or an attribute cannot be read.
+    Unsuitable
+        It is another kind of object than an MR image.
+    """
+    name = f"file {index + 1} of {total}"
+    with _readable(name, "is not a DICOM file"):
+        dataset = source if isinstance(source, Dataset) else dcmread(source, stop_before_pixels=True)
+    with _readable(name, "is DICOM, but its header is damaged"):
+        sop_class = dataset.get("SOPClassUID", "")
+        if sop_class not in (MRImageStorage, EnhancedMRImageStorage):
+            kind = getattr(sop_class, "name", "") if getattr(sop_class, "is_private", True) is False else ""
+            raise Unsuitable(
+                f"{name} is {kind or 'an object of an unknown kind'}, not an MR image",
+                "send MR Image Storage or Enhanced MR Image Storage",
+            )
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            if not dataset.get(keyword):
+                raise InvalidInstance(f"{name} has no {keyword}", _RESEND)
+        syntax = str(dataset.file_meta.TransferSyntaxUID)
+        header = _lean(dataset)
+        frames = _frames(dataset, index)
+    return Image(header, frames[0].name if sop_class == MRImageStorage else "the image", syntax, frames)
+
+
+def iter_frames(source: Path | Dataset, image: Image) -> Iterator[tuple[int, NDArray[np.integer]]]:
+    """Decode one instance: yield frame numbers from 1 and stored values (rows, columns), before any rescale.
+
+    Raises
+    ------
+    InvalidInstance
+        The pixel data is missing, truncated, or no decoder understands it.
+    """
+    what = "has damaged or incomplete pixel data"
+    shape = (int(image.header.Rows), int(image.header.Columns))
+    with _readable(image.name, what):
+        pixels = iter_pixels(source, raw=True)
+    for number in range(1, len(image.frames) + 1):
+        with _readable(image.name, what):
+            frame = next(pixels, None)
+        if frame is None or frame.shape != shape:
+            raise InvalidInstance(f"{image.name} {what}", _RESEND)
+        yield number, frame
+
+
+def _lean(dataset: Dataset) -> Dataset:
+    """Return a new header with the standard attributes that results are built from; values are not touched."""
+    header = Dataset()
+    for tag in dataset.keys():  # noqa: SIM118 - iterating a Dataset parses every element
+        if tag.group in _GROUPS and int(tag) not in _BULKY and tag.group != 0x5200:
+            header[tag] = dataset.get_item(tag)
+    header.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
+    return header
+
+
+def _frames(dataset: Dataset, image: int) -> tuple[Frame, ...]:
+    if dataset.SOPClassUID == MRImageStorage:
+        number = dataset.get("InstanceNumber")
+        name = f"file {image + 1}" if number in (None, "") else f"image {int(number)}"
+        return (_frame(dataset, [dataset], image, 1, name),)
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    items: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    if not items or len(items) != int(dataset.get("NumberOfFrames") or 0):
+        raise InvalidInstance("the image does not describe each of its frames", _RESEND)
+    return tuple(
+        _frame(dataset, [item, shared[0]], image, number, f"frame {number}") for number, item in enumerate(items, 1)
+    )
+
+
+def _frame(dataset: Dataset, groups: Sequence[Dataset], image: int, number: int, name: str) -> Frame:
+    """Read one frame; `groups` are the functional groups that describe it, nearest first, or the data set itself."""
+
+    def value(keyword: str, sequence: str) -> object:
+        for group in groups:
+            items = [group] if group is dataset else (group.get(sequence) or []) if sequence else []
+            if items and items[0].get(keyword) not in (None, ""):
+                return items[0][keyword].value
+        return None
+
+    def numbers(keyword: str, sequence: str) -> tuple[float, ...]:
+        found = value(keyword, sequence)
+        if found is None:
+            return ()
+        return tuple(float(v) for v in found) if isinstance(found, Sequence) else (float(str(found)),)
+
+    def number_or(default: float, keyword: str) -> float:
+        found = numbers(keyword, "PixelValueTransformationSequence")
+        return found[0] if found else default
+
+    traits: dict[str, str] = {}
+    for word, keyword, sequence in _TRAITS:
+        found = value(keyword, sequence)
+        if found is not None and word not in traits:
+            traits[word] = (
+                str(found) if isinstance(found, str) or not isinstance(found, Sequence) else "/".join(map(str, found))
+            )
+    return Frame(
+        image=image,
+        number=number,
+        name=name,
+        position=numbers("ImagePositionPatient", "PlanePositionSequence"),
+        orientation=numbers("ImageOrientationPatient", "PlaneOrientationSequence"),
+        spacing=numbers("PixelSpacing", "PixelMeasuresSequence"),
+        slope=number_or(1.0, "RescaleSlope"),
+        intercept=number_or(0.0, "RescaleIntercept"),
+        traits=traits,
+    )

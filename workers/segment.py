@@ -1,0 +1,113 @@
+"""Segment the MR series in a folder, without a node and without a network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.uid import UID, EnhancedMRImageStorage, MRImageStorage
+
+from node.errors import InvalidInstance, NotFound, PennodeError
+from node.records import input_digest
+from trt.patches import Progress
+from workers.frames import Identity, read_identity
+from workers.overlay import write_picture
+from workers.pipeline import Bundle, Pipeline
+from workers.volume import read_series
+from workers.whole import write_whole
+
+_MR = (str(MRImageStorage), str(EnhancedMRImageStorage))
+
+
+@dataclass(frozen=True)
+class Found:
+    """One MR series in a folder: a short name for people and files, its files, and their input digest."""
+
+    name: str
+    series_uid: str
+    paths: tuple[Path, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one series: the files written and the bundle, or the error."""
+
+    found: Found
+    written: tuple[Path, ...] = ()
+    bundle: Bundle | None = None
+    error: PennodeError | None = None
+
+
+def find_series(folder: Path, warn: Callable[[str], None]) -> list[Found]:
+    """Return the MR series below `folder`, in order of series number; `warn` is told of every file left out.
+
+    Raises
+    ------
+    NotFound
+        There is no such folder, or nothing in it is an MR image.
+    """
+    if not folder.is_dir():
+        raise NotFound(f"there is no folder {folder}", "name a folder with DICOM files")
+    groups: dict[str, list[tuple[Identity, Path]]] = {}
+    dicom = 0
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        shown = path.relative_to(folder)
+        try:
+            identity = read_identity(path)
+        except InvalidInstance as error:
+            # A DICOMDIR has no series of its own, so that it ends here as well.
+            kind = "a DICOM directory" if path.name.upper() == "DICOMDIR" else error.reason.removeprefix("the file ")
+            warn(f"ignored {shown}: {kind}")
+            continue
+        dicom += 1
+        if identity.sop_class_uid not in _MR:
+            warn(f"ignored {shown}: {UID(identity.sop_class_uid).name}, not an MR image")
+            continue
+        groups.setdefault(identity.series_uid, []).append((identity, path))
+    if not groups:
+        what = "MR image" if dicom else "DICOM file"
+        raise NotFound(f"there is no {what} in {folder}", "name a folder with MR series")
+    series = sorted(groups.values(), key=lambda files: (files[0][0].series_number or 0, files[0][0].series_uid))
+    return [_found(files) for files in series]
+
+
+def series_below(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each MR series below `folder` by Series Instance UID; other files are passed over.
+
+    Raises `NotFound` as `find_series` does.
+    """
+    return {found.series_uid: list(found.paths) for found in find_series(folder, lambda _: None)}
+
+
+def segment_found(found: Found, out: Path, pipeline: Pipeline, *, picture: bool, progress: Progress | None) -> Outcome:
+    """Segment one series and write its results into `out`; what is refused is told in the outcome, not raised.
+
+    Writes `<series number>_<short>.seg.dcm`, and beside it a `.png` with `picture`. `progress` is told patches done and
+    patches in all.
+    """
+    try:
+        bundle = pipeline.segment(found.paths, found.digest, progress)
+        (result,) = bundle.objects
+        written = [out / f"{found.name}.seg.dcm"]
+        write_whole(written[0], result.data)
+        if picture:
+            written.append(out / f"{found.name}.png")
+            write_picture(written[1], read_series(found.paths), written[0].read_bytes())
+    except PennodeError as error:
+        return Outcome(found, error=error)
+    return Outcome(found, tuple(written), bundle)
+
+
+def _found(files: list[tuple[Identity, Path]]) -> Found:
+    """Name a series by its number and eight characters of a hash, as two series may have one number."""
+    first = files[0][0]
+    number = "0" if first.series_number is None else str(first.series_number)
+    return Found(
+        name=f"{number}_{hashlib.sha256(first.series_uid.encode()).hexdigest()[:8]}",
+        series_uid=first.series_uid,
+        paths=tuple(path for _, path in files),
+        digest=input_digest((identity.sop_uid, identity.sha256) for identity, _ in files),
+    )
