@@ -11,8 +11,9 @@ import hashlib
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import iter_pixels
-from pydicom.uid import EnhancedMRImageStorage, MRImageStorage
+from pydicom.tag import BaseTag
+from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedMRImageStorage, MRImageStorage
 
 from node.errors import InvalidInstance, Unsuitable
+from node.records import is_uid
 
 # What pydicom and its decoders raise on bytes that are not what they claim to be.
 _UNREADABLE = (
@@ -44,7 +47,7 @@ _UNREADABLE = (
 _RESEND = "send the series again from the scanner or the archive"
 
 # Groups that the result or the geometry needs; private, overlay and icon data can be megabytes per instance.
-_GROUPS = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x5200})
+_GROUPS = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028})
 _BULKY = frozenset({0x00081140, 0x00082112, 0x00089092, 0x00089121, 0x00089154, 0x00089237, 0x00880200})
 
 _IDENTITY = ["SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"]
@@ -109,8 +112,11 @@ class Identity:
 
 
 @contextmanager
-def _readable(name: str, what: str) -> Iterator[None]:
-    """Translate what broken bytes raise. The cause is dropped: its text can quote values of the header."""
+def readable(name: str, what: str) -> Iterator[None]:
+    """Raise `InvalidInstance`, "`name` `what`", for what broken bytes raise when read or looked at.
+
+    The cause is dropped: its text can quote values of the header.
+    """
     try:
         # Values are checked here; pydicom's warnings about them would quote them, to the log as well.
         with warnings.catch_warnings(), disable_value_validation():
@@ -132,7 +138,7 @@ def read_identity(path: Path) -> Identity:
     InvalidInstance
         The file cannot be opened, or is no DICOM file.
     """
-    with _readable("the file", "is not a DICOM file"), path.open("rb") as file:
+    with readable("the file", "is not a DICOM file"), path.open("rb") as file:
         header = dcmread(file, stop_before_pixels=True, specific_tags=_IDENTITY)
         length = header.file_meta.get("FileMetaInformationGroupLength")
         file.seek(0 if length is None else 132 + 12 + int(length))
@@ -157,9 +163,9 @@ def read_image(source: Path | Dataset, index: int, total: int) -> Image:
         It is another kind of object than an MR image.
     """
     name = f"file {index + 1} of {total}"
-    with _readable(name, "is not a DICOM file"):
+    with readable(name, "is not a DICOM file"):
         dataset = source if isinstance(source, Dataset) else dcmread(source, stop_before_pixels=True)
-    with _readable(name, "is DICOM, but its header is damaged"):
+    with readable(name, "is DICOM, but its header is damaged"):
         sop_class = dataset.get("SOPClassUID", "")
         if sop_class not in (MRImageStorage, EnhancedMRImageStorage):
             kind = getattr(sop_class, "name", "") if getattr(sop_class, "is_private", True) is False else ""
@@ -168,10 +174,10 @@ def read_image(source: Path | Dataset, index: int, total: int) -> Image:
                 "send MR Image Storage or Enhanced MR Image Storage",
             )
         for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-            if not dataset.get(keyword):
-                raise InvalidInstance(f"{name} has no {keyword}", _RESEND)
+            if not is_uid(str(dataset.get(keyword, ""))):
+                raise InvalidInstance(f"{name} has no valid {keyword}", _RESEND)
         syntax = str(dataset.file_meta.TransferSyntaxUID)
-        header = _lean(dataset)
+        header = copied(dataset, _lean)
         frames = _frames(dataset, index)
     return Image(header, frames[0].name if sop_class == MRImageStorage else "the image", syntax, frames)
 
@@ -186,24 +192,34 @@ def iter_frames(source: Path | Dataset, image: Image) -> Iterator[tuple[int, NDA
     """
     what = "has damaged or incomplete pixel data"
     shape = (int(image.header.Rows), int(image.header.Columns))
-    with _readable(image.name, what):
+    with readable(image.name, what):
+        if image.transfer_syntax_uid == DeflatedExplicitVRLittleEndian and not isinstance(source, Dataset):
+            source = dcmread(source)  # iter_pixels inflates no file
         pixels = iter_pixels(source, raw=True)
     for number in range(1, len(image.frames) + 1):
-        with _readable(image.name, what):
+        with readable(image.name, what):
             frame = next(pixels, None)
         if frame is None or frame.shape != shape:
             raise InvalidInstance(f"{image.name} {what}", _RESEND)
         yield number, frame
 
 
-def _lean(dataset: Dataset) -> Dataset:
-    """Return a new header with the standard attributes that results are built from; values are not touched."""
-    header = Dataset()
+def copied(dataset: Dataset, keep: Callable[[BaseTag], bool] = lambda tag: True) -> Dataset:
+    """Return a new data set with those elements that `keep` wants, free to be changed.
+
+    `Dataset(other)` would share all of its contents, and setting an attribute changes the element in place.
+    """
+    new = Dataset()
+    new.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
     for tag in dataset.keys():  # noqa: SIM118 - iterating a Dataset parses every element
-        if tag.group in _GROUPS and int(tag) not in _BULKY and tag.group != 0x5200:
-            header[tag] = dataset.get_item(tag)
-    header.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
-    return header
+        if keep(tag):
+            new[tag] = copy(dataset.get_item(tag))
+    return new
+
+
+def _lean(tag: BaseTag) -> bool:
+    """Tell whether an attribute may matter to a result; Enhanced MR's functional groups are written anew later."""
+    return tag.group in _GROUPS and int(tag) not in _BULKY
 
 
 def _frames(dataset: Dataset, image: int) -> tuple[Frame, ...]:

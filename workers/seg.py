@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.config import disable_value_validation
+from pydicom.errors import InvalidDicomError
 from pydicom.sr.coding import Code
 
 from node.errors import InvalidResult, Unsuitable
@@ -27,6 +29,7 @@ from node.records import RESEARCH_NOTICE, derived_uid
 from node.settings import Seg
 from trt.manifest import Label, Manifest
 from workers import codes
+from workers.frames import copied
 from workers.volume import Volume
 
 # What an engine says of itself but does not change the mask differs between hosts, and stays out of the object.
@@ -36,6 +39,11 @@ _UTF8 = "ISO_IR 192"
 _NUMBER = re.compile(r"\d{1,12}")
 _DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
+# What highdicom and pydicom raise for values they do not take and bytes they cannot read.
+_REFUSED = (
+    InvalidDicomError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    OverflowError, RuntimeError, EOFError, struct.error,
+)  # fmt: skip
 _NOT_FOUND = "no spine structure was found in the series"
 TELL_US = "keep the series and report it: this is a fault of the program"
 
@@ -137,16 +145,7 @@ def translated() -> Iterator[None]:
         with warnings.catch_warnings(), disable_value_validation():  # a source's values stay as they are
             warnings.simplefilter("ignore")
             yield
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RuntimeError,
-        EOFError,
-    ) as error:
+    except _REFUSED as error:
         raise InvalidResult(f"no valid segmentation object can be written ({type(error).__name__})", TELL_US) from None
 
 
@@ -155,7 +154,7 @@ def _complete(source: Dataset) -> Dataset:
 
     Archives hold headers without Study ID, or with a birth date of free text; neither is a reason to have no result.
     """
-    header = Dataset(source)
+    header = copied(source)
     for keyword in ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName"):
         if header.get(keyword) is None:
             setattr(header, keyword, "")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.uid import EnhancedMRImageStorage
 
 from node.errors import InvalidInstance, Unsuitable
+from node.records import is_uid
 from workers.frames import Frame, Image
 
 # Half a gigabyte as float32; the largest spine series in use are about 640 x 640 x 200. A header that lies about its
@@ -62,7 +63,7 @@ def check_series(images: Sequence[Image]) -> None:
             "the images have two or more frames of reference (Frame of Reference UID): the patient was positioned anew",
             _ONE_SERIES,
         )
-    if values("FrameOfReferenceUID") == {""}:
+    if not is_uid(str(images[0].header.get("FrameOfReferenceUID", ""))):
         raise Unsuitable(
             "the images have no Frame of Reference UID, so their place in the patient is unknown", RECONSTRUCT
         )

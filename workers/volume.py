@@ -15,8 +15,8 @@ from pydicom import Dataset
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 from pydicom.valuerep import DSfloat
 
-from node.errors import InvalidInstance, Unsuitable
-from workers.frames import Frame, Image, iter_frames, read_image
+from node.errors import Unsuitable
+from workers.frames import Frame, Image, iter_frames, read_image, readable
 from workers.suitability import (
     MAX_VOXELS,
     RECONSTRUCT,
@@ -72,13 +72,11 @@ def read_series(sources: Sequence[Path | Dataset]) -> Volume:
     if not sources:
         raise Unsuitable("the series has no images", "send the series again")
     images = [read_image(source, index, len(sources)) for index, source in enumerate(sources)]
-    try:
+    with readable("the series", "has a damaged header"):  # values are parsed when they are first looked at
         check_series(images)
         check_pixels(images)
-    except (ValueError, TypeError, AttributeError):  # an attribute of the header has no usable value
-        raise InvalidInstance("a header of the series is damaged", "send the series again") from None
+        rows, columns = int(images[0].header.Rows), int(images[0].header.Columns)
     frames = [frame for image in images for frame in image.frames]
-    rows, columns = int(images[0].header.Rows), int(images[0].header.Columns)
     if rows * columns * len(frames) > MAX_VOXELS:
         raise Unsuitable(
             f"{len(frames)} images of {rows} x {columns} pixels are more than a worker takes",
@@ -87,17 +85,17 @@ def read_series(sources: Sequence[Path | Dataset]) -> Volume:
     check_planes(frames)
     frames, gap = stack(frames)
     voxels = _decode(sources, images, frames, (rows, columns))
-    affine = _affine(frames, gap)
-    return Volume(
-        voxels=voxels,
-        affine=affine,
-        spacing=(gap, frames[0].spacing[0], frames[0].spacing[1]),
-        positions=np.array([frame.position for frame in frames]),
-        frame_of_reference_uid=str(images[0].header.FrameOfReferenceUID),
-        series_uid=str(images[0].header.SeriesInstanceUID),
-        sources=_headers(images, frames, gap),
-        frame_numbers=tuple(f.number for f in frames) if is_enhanced(images[0]) else (),
-    )
+    with readable("the series", "has a damaged header"):
+        return Volume(
+            voxels=voxels,
+            affine=_affine(frames, gap),
+            spacing=(gap, frames[0].spacing[0], frames[0].spacing[1]),
+            positions=np.array([frame.position for frame in frames]),
+            frame_of_reference_uid=str(images[0].header.FrameOfReferenceUID),
+            series_uid=str(images[0].header.SeriesInstanceUID),
+            sources=_headers(images, frames, gap),
+            frame_numbers=tuple(f.number for f in frames) if is_enhanced(images[0]) else (),
+        )
 
 
 def _affine(frames: Sequence[Frame], gap: float) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from trt.phantom import spine_phantom
 from trt.train import TrainConfig, dice_and_cross_entropy, load_checkpoint, prepare, save, train
 
 TINY = TrainConfig(
-    network=PennConfig(width=4, levels=3),
+    network=PennConfig(width=8, levels=3),
     patch=32,
     batch=6,
     steps=60,
@@ -27,6 +27,7 @@ TINY = TrainConfig(
     seed=3,
     decay=0.8,
     warm_up=5,
+    learning_rate=1e-2,
     bf16=False,
 )
 

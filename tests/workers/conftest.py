@@ -90,6 +90,4 @@ def real() -> Callable[[str], list[Path]]:
 @pytest.fixture(scope="session")
 def small() -> SimpleNamespace:
     """The functions above, since conftest cannot be imported."""
-    return SimpleNamespace(
-        lopsided=lopsided, formula=formula, FormulaEngine=FormulaEngine, SPACING=SPACING
-    )
+    return SimpleNamespace(lopsided=lopsided, formula=formula, FormulaEngine=FormulaEngine, SPACING=SPACING)

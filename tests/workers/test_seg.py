@@ -1,0 +1,373 @@
+"""The Segmentation: what it says, that it is valid, always the same, and that the gate catches a false one."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import time
+
+import highdicom as hd
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.sr.codedict import codes as dicom_codes
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSNearLossless, SegmentationStorage
+
+from node.errors import ConfigurationError, InvalidResult, Unsuitable
+from node.records import RESEARCH_NOTICE
+from node.settings import Seg
+from trt.manifest import Label
+from workers.codes import MEANINGS, meaning_of
+from workers.enhanced import write_enhanced
+from workers.readback import check_segmentation, read_segmentation
+from workers.seg import build_segmentation, write
+from workers.series import Storage, write_series
+from workers.volume import read_series
+
+ENGINE = {"backend": "openvino", "precision": "f32", "overlap": "0.5", "threads": "2", "device": "a CPU"}
+DIGEST = "ab" * 32
+TILTED = (1, 0, 0, 0, 0.9945218953682733, -0.10452846326765347, 0, 0.10452846326765347, 0.9945218953682733)
+
+
+def labels(shape):
+    """A mask without symmetry that leaves the last slices and many pixels free."""
+    mask = np.zeros(shape, np.uint8)
+    mask[1:4, 3:9, 2:7] = 1
+    mask[2:5, 10:14, 8:15] = 2
+    mask[1:3, 20:, 5:9] = 3
+    mask[range(1, 5), 11, range(9, 13)] = mask[range(1, 4), 4, range(3, 6)] = 0  # no two slices are alike
+    return mask
+
+
+@pytest.fixture(params=["classic", "enhanced"])
+def volume(request, tmp_path, small):
+    storage = Storage(axes=(0, 1, 2), flips=(0,), rotation=TILTED, reverse=True)
+    if request.param == "classic":
+        return read_series(write_series(tmp_path, small.lopsided(), small.SPACING, storage=storage))
+    return read_series([write_enhanced(tmp_path / "e.dcm", small.lopsided(), small.SPACING, storage=storage)])
+
+
+@pytest.fixture
+def mask(volume):
+    return labels(volume.voxels.shape)
+
+
+def built(volume, mask, manifest, settings=None):
+    return write(build_segmentation(volume, mask, manifest, ENGINE, DIGEST, settings or Seg()))
+
+
+def parsed(data):
+    return dcmread(io.BytesIO(data))
+
+
+def test_attributes_that_viewers_and_archives_need(volume, mask, manifest):
+    dataset, source = parsed(built(volume, mask, manifest)), volume.sources[0]
+    assert dataset.SOPClassUID == SegmentationStorage
+    assert dataset.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert dataset.SegmentationType == "BINARY"
+    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "BodyPartExamined"):
+        assert dataset[keyword].value == source[keyword].value
+    assert (dataset.SeriesDate, dataset.SeriesTime) == (source.SeriesDate, source.SeriesTime)
+    assert (dataset.ContentDate, dataset.ContentTime) == (source.SeriesDate, source.SeriesTime)
+    assert dataset.SeriesNumber == source.SeriesNumber * 100 + 1
+    assert dataset.SeriesDescription == "PENN spine segmentation (research)"
+    assert dataset.ContentDescription == RESEARCH_NOTICE
+    assert dataset.ContentLabel == "SPINE_SEG"
+    assert dataset.Manufacturer == "pennode"
+    assert dataset.DeviceSerialNumber == manifest.digest
+    assert [v.split()[0] for v in dataset.SoftwareVersions] == ["pennode", manifest.name]
+    assert dataset.LossyImageCompression == "00"
+    assert dataset.SegmentsOverlap == "NO"
+    series = dataset.ReferencedSeriesSequence[0]
+    assert series.SeriesInstanceUID == source.SeriesInstanceUID
+    assert len(series.ReferencedInstanceSequence) == len(volume.sources)
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SpacingBetweenSlices == pytest.approx(volume.spacing[0])
+    assert dataset.NumberOfFrames == 3 + 3 + 2
+
+
+def test_segments_carry_codes_colours_tracking_and_the_algorithm(volume, mask, manifest):
+    dataset = parsed(built(volume, mask, manifest))
+    assert [s.SegmentNumber for s in dataset.SegmentSequence] == [1, 2, 3]
+    assert [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in dataset.SegmentSequence] == [
+        dicom_codes.SCT.Vertebra.value, dicom_codes.SCT.VertebralCanal.value, "360499006",
+    ]  # fmt: skip
+    for segment, label in zip(dataset.SegmentSequence, manifest.labels, strict=True):
+        meaning = meaning_of(label.name)
+        assert segment.SegmentLabel == segment.TrackingID == meaning.words
+        assert segment.TrackingUID.startswith("2.25.")
+        assert segment.SegmentAlgorithmType == "AUTOMATIC"
+        assert segment.SegmentAlgorithmName == manifest.name
+        colour = hd.color.CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb()
+        np.testing.assert_allclose(colour, meaning.colour, atol=1)
+        algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
+        assert algorithm.AlgorithmFamilyCodeSequence[0].CodeValue == dicom_codes.DCM.ArtificialIntelligence.value
+        assert algorithm.AlgorithmVersion == manifest.version
+        assert set(algorithm.AlgorithmParameters.split(",")) == {
+            "backend=openvino", "overlap=0.5", "precision=f32", f"model_sha256={manifest.digest}",
+            f"input_sha256={DIGEST}",
+        }  # fmt: skip
+
+
+def test_every_frame_names_the_source_image_it_lies_on(volume, mask, manifest):
+    dataset = parsed(built(volume, mask, manifest))
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        named = group.DerivationImageSequence[0].SourceImageSequence[0]
+        position = list(group.PlanePositionSequence[0].ImagePositionPatient)
+        if volume.frame_numbers:
+            item = volume.sources[0].PerFrameFunctionalGroupsSequence[named.ReferencedFrameNumber - 1]
+            assert list(item.PlanePositionSequence[0].ImagePositionPatient) == position
+        else:
+            (source,) = [s for s in volume.sources if s.SOPInstanceUID == named.ReferencedSOPInstanceUID]
+            assert list(source.ImagePositionPatient) == position
+
+
+@pytest.mark.parametrize("omit", [True, False])
+def test_another_reader_places_it_by_geometry_on_the_source_grid(omit, volume, mask, manifest):
+    data = built(volume, mask, manifest, Seg(omit_empty_frames=omit))
+    segmentation = hd.seg.segread(io.BytesIO(data))
+    geometry = hd.VolumeGeometry(
+        volume.affine, volume.voxels.shape, "PATIENT", frame_of_reference_uid=volume.frame_of_reference_uid
+    )
+    placed = segmentation.get_volume(combine_segments=True).match_geometry(geometry)
+    np.testing.assert_array_equal(placed.array, mask)
+    assert segmentation.NumberOfFrames == (8 if omit else 18)
+    check_segmentation(data, volume, mask, manifest)
+
+
+def test_dciodvfy_finds_no_fault(volume, mask, manifest, tmp_path, dciodvfy):
+    for name, settings in (("omit", Seg()), ("all", Seg(omit_empty_frames=False))):
+        path = tmp_path / f"{name}.dcm"
+        path.write_bytes(built(volume, mask, manifest, settings))
+        assert dciodvfy(path) == []
+
+
+def test_the_same_input_gives_the_same_bytes_at_another_time_and_on_another_host(volume, mask, manifest):
+    first = built(volume, mask, manifest)
+    time.sleep(1.01)  # beyond the resolution of a DICOM time in seconds
+    assert built(volume, mask, manifest) == first
+    busier = build_segmentation(volume, mask, manifest, {**ENGINE, "threads": "64", "device": "b"}, DIGEST, Seg())
+    assert write(busier) == first
+
+
+def test_uids_change_with_what_changes_the_result(volume, mask, manifest):
+    def uids(manifest=manifest, engine=ENGINE, digest=DIGEST, settings=None):
+        dataset = build_segmentation(volume, mask, manifest, engine, digest, settings or Seg())
+        return dataset.SOPInstanceUID, dataset.SeriesInstanceUID, dataset.SegmentSequence[0].TrackingUID
+
+    plain = uids()
+    others = [
+        uids(manifest=dataclasses.replace(manifest, digest="0" * 64)),
+        uids(engine={**ENGINE, "precision": "bf16"}),
+        uids(engine={**ENGINE, "overlap": "0.25"}),
+        uids(digest="0" * 64),
+        uids(settings=Seg(omit_empty_frames=False)),
+    ]
+    assert len({plain[0], *(o[0] for o in others)}) == 6
+    assert len({plain[1], *(o[1] for o in others)}) == 6
+    assert {plain[2], *(o[2] for o in others)} == {plain[2]}, "the structure keeps its tracking UID"
+
+
+def test_only_labels_that_occur_become_segments(volume, mask, manifest):
+    mask[mask == 2] = 0
+    data = built(volume, mask, manifest)
+    assert [(s.SegmentNumber, s.SegmentLabel) for s in parsed(data).SegmentSequence] == [
+        (1, "Vertebra"),
+        (2, "Intervertebral disc"),
+    ]
+    check_segmentation(data, volume, mask, manifest)
+
+
+def test_one_label_on_one_slice(volume, mask, manifest):
+    mask[...] = 0
+    mask[3, 5, 5] = 3
+    check_segmentation(built(volume, mask, manifest), volume, mask, manifest)
+
+
+def test_an_empty_mask_is_refused(volume, mask, manifest):
+    with pytest.raises(Unsuitable, match="no spine structure was found"):
+        build_segmentation(volume, mask * 0, manifest, ENGINE, DIGEST, Seg())
+
+
+def test_a_mask_of_another_shape_is_refused(volume, mask, manifest):
+    with pytest.raises(InvalidResult, match="does not lie on the grid"):
+        build_segmentation(volume, mask[1:], manifest, ENGINE, DIGEST, Seg())
+
+
+def test_a_label_without_a_code_is_a_configuration_error(volume, mask, manifest):
+    odd = dataclasses.replace(manifest, labels=(Label(1, "gall bladder"), *manifest.labels[1:]))
+    with pytest.raises(ConfigurationError, match="'gall bladder'"):
+        build_segmentation(volume, mask, odd, ENGINE, DIGEST, Seg())
+
+
+@pytest.mark.parametrize("name", MEANINGS)
+def test_codes_are_those_of_the_dictionary(name):
+    meaning = MEANINGS[name]
+    for value, scheme, words in filter(None, (meaning.category, meaning.type, meaning.region)):
+        assert scheme == "SCT"
+        if value == "360499006":  # in no DICOM context group
+            continue
+        known = [getattr(dicom_codes.SCT, keyword) for keyword in dir(dicom_codes.SCT)]
+        assert words in {code.meaning for code in known if isinstance(code, Code) and code.value == value}
+
+
+def test_a_lossy_source_is_carried_on(tmp_path, small, manifest):
+    datasets = [dcmread(path) for path in write_series(tmp_path, small.lopsided(), small.SPACING)]
+    for dataset in datasets:
+        dataset.compress(JPEGLSNearLossless, jls_error=2, generate_instance_uid=False)
+        dataset.LossyImageCompression = "01"
+        dataset.LossyImageCompressionRatio, dataset.LossyImageCompressionMethod = 3.5, "ISO_14495_1"
+    volume = read_series(datasets)
+    dataset = parsed(built(volume, labels(volume.voxels.shape), manifest))
+    assert dataset.LossyImageCompression == "01"
+    assert dataset.LossyImageCompressionRatio == 3.5
+    assert dataset.LossyImageCompressionMethod == "ISO_14495_1"
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept"),
+    [
+        ("StudyID", None, ""),
+        ("AccessionNumber", "A number that is longer than it may be", "A number that is longer than it may be"),
+        ("PatientBirthDate", "unknown", ""),
+        ("PatientSex", "X", ""),
+        ("StudyTime", "half past nine", ""),
+        ("SeriesDate", "2026-03-14", "20260314"),
+        ("PatientName", "Müller^Änne", "Müller^Änne"),
+        ("SeriesNumber", None, 1),
+        ("SeriesNumber", 2**31 - 1, (2**31 - 1) % (2**31 // 100) * 100 + 1),
+        ("SpecificCharacterSet", "ISO_IR 999", "ISO_IR 192"),
+        ("PatientID", "7" * 70, "7" * 70),
+    ],
+)
+def test_odd_headers_do_not_cost_the_result(keyword, value, kept, tmp_path, small, manifest):
+    datasets = [dcmread(path) for path in write_series(tmp_path, small.lopsided(), small.SPACING)]
+    for dataset in datasets:
+        if value is None:
+            del dataset[keyword]
+        else:
+            setattr(dataset, keyword, value)
+    volume = read_series(datasets)
+    before = str(volume.sources[0])
+    mask = labels(volume.voxels.shape)
+    data = built(volume, mask, manifest)
+    check_segmentation(data, volume, mask, manifest)
+    assert parsed(data)[keyword].value == kept
+    assert str(volume.sources[0]) == before, "the source's headers stay as they are"
+
+
+# --- the gate -------------------------------------------------------------------------------------------------------
+
+
+def tampered(change):
+    def apply(data):
+        dataset = parsed(data)
+        change(dataset)
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        return buffer.getvalue()
+
+    return apply
+
+
+def one_bit(dataset):
+    pixels = bytearray(dataset.PixelData)
+    pixels[len(pixels) // 3] ^= 16
+    dataset.PixelData = bytes(pixels)
+
+
+def swapped_positions(dataset):
+    one, other = (g.PlanePositionSequence[0] for g in dataset.PerFrameFunctionalGroupsSequence[:2])
+    one.ImagePositionPatient, other.ImagePositionPatient = other.ImagePositionPatient, one.ImagePositionPatient
+
+
+def shifted(dataset):
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        x, y, z = group.PlanePositionSequence[0].ImagePositionPatient
+        group.PlanePositionSequence[0].ImagePositionPatient = [x, y + 0.5, z]
+
+
+def shared(dataset):
+    return dataset.SharedFunctionalGroupsSequence[0]
+
+
+def turned(dataset):
+    plane = shared(dataset).PlaneOrientationSequence[0]
+    plane.ImageOrientationPatient = plane.ImageOrientationPatient[3:] + plane.ImageOrientationPatient[:3]
+
+
+def spaced(dataset):
+    shared(dataset).PixelMeasuresSequence[0].PixelSpacing = [1.1, 1.1]
+
+
+def no_derivation(dataset):
+    del dataset.PerFrameFunctionalGroupsSequence[-1].DerivationImageSequence
+
+
+def wrong_derivation(dataset):
+    one, other = (dataset.PerFrameFunctionalGroupsSequence[i] for i in (0, 1))
+    one.DerivationImageSequence = other.DerivationImageSequence
+
+
+def no_references(dataset):
+    del dataset.ReferencedSeriesSequence
+
+
+def fewer_references(dataset):
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = []
+
+
+def relabelled(dataset):
+    dataset.SegmentSequence[0].SegmentLabel, dataset.SegmentSequence[1].SegmentLabel = "Spinal canal", "Vertebra"
+
+
+def exchanged(dataset):
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        item = group.SegmentIdentificationSequence[0]
+        item.ReferencedSegmentNumber = {1: 2, 2: 1, 3: 3}[item.ReferencedSegmentNumber]
+
+
+TAMPERING = {
+    "one bit": (one_bit, "differs from the mask"),
+    "two frames exchanged": (swapped_positions, "differs from the mask"),
+    "segments exchanged": (exchanged, "differs from the mask"),
+    "labels exchanged": (relabelled, "not the labels of the mask"),
+    "half a millimetre": (shifted, "lies on no slice"),
+    "rows and columns exchanged": (turned, "does not lie on the grid"),
+    "another spacing": (spaced, "does not lie on the grid"),
+    "another frame of reference": (lambda d: setattr(d, "FrameOfReferenceUID", "1.2.3"), "does not lie on the grid"),
+    "another patient": (lambda d: setattr(d, "PatientID", "SOMEBODY-ELSE"), "another patient or study"),
+    "another study": (lambda d: setattr(d, "StudyInstanceUID", "1.2.3"), "another patient or study"),
+    "a frame without derivation": (no_derivation, "no valid segmentation object"),
+    "a frame derived from another slice": (wrong_derivation, "does not refer to the image it lies on"),
+    "no referenced series": (no_references, "no valid segmentation object"),
+    "no referenced images": (fewer_references, "does not refer to all images|no valid segmentation object"),
+    "no pixels": (lambda d: delattr(d, "PixelData"), "no valid segmentation object"),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERING)
+def test_a_false_object_does_not_pass_the_gate(case, volume, mask, manifest):
+    change, expected = TAMPERING[case]
+    data = built(volume, mask, manifest)
+    check_segmentation(data, volume, mask, manifest)
+    with pytest.raises(InvalidResult, match=expected) as caught:
+        check_segmentation(tampered(change)(data), volume, mask, manifest)
+    assert "SOMEBODY" not in str(caught.value)
+    assert "PHANTOM" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"not DICOM", b"\0" * 128 + b"DICM"])
+def test_bytes_that_are_no_segmentation(data, volume):
+    with pytest.raises(InvalidResult):
+        read_segmentation(data, volume)
+
+
+def test_a_segmentation_by_others_is_read_as_well(volume, mask, manifest):
+    """Frames of empty slices present, other labels: what counts is geometry and segment numbers."""
+    data = tampered(lambda d: setattr(d.SegmentSequence[0], "SegmentLabel", "L4"))(built(volume, mask, manifest))
+    read, segments = read_segmentation(data, volume)
+    np.testing.assert_array_equal(read, mask)
+    assert segments[0].label == "L4"
