@@ -1,0 +1,234 @@
+"""From files to a checked bundle: resampling, the whole path with a formula, with the real model, and its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import resource
+import sys
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from node import settings
+from node.errors import ConfigurationError, EngineFailure, Unsuitable
+from node.records import input_digest
+from trt.engine import EngineError
+from trt.phantom import spine_phantom
+from workers.enhanced import write_enhanced
+from workers.grid import Canonical, resampling, to_canonical, to_model, to_native
+from workers.pipeline import digest_of, open_pipeline, predict_mask, segment_series
+from workers.readback import check_segmentation, read_segmentation
+from workers.series import write_phantom, write_series
+from workers.volume import read_series
+
+
+def canonical(shape, spacing):
+    return Canonical(np.zeros(shape, np.float32), spacing, (0, 1, 2), ())
+
+
+# --- resampling -----------------------------------------------------------------------------------------------------
+
+
+def test_pixels_of_the_models_size_are_not_touched():
+    weights = resampling(canonical((2, 7, 9), (3.0, 0.93749, 0.9376)), (0.9375, 0.9375))
+    voxels = np.random.default_rng(0).random((2, 7, 9), np.float32)
+    assert to_model(voxels, weights) is voxels
+    assert to_native(voxels, weights) is voxels
+
+
+@pytest.mark.parametrize("spacing", [(0.4, 0.5), (0.9375, 2.5), (3.0, 0.1)])
+def test_a_constant_and_a_slope_survive_resampling(spacing):
+    weights = resampling(canonical((1, 90, 80), (1.0, *spacing)), (0.9375, 0.9375))
+    ones = np.ones((1, 90, 80), np.float32)
+    there = to_model(ones, weights)
+    np.testing.assert_allclose(there, 1, rtol=1e-5)
+    np.testing.assert_allclose(to_native(there, weights), 1, rtol=1e-5)
+    assert there.shape[1:] == (round(90 * spacing[0] / 0.9375), round(80 * spacing[1] / 0.9375))
+    y = ((np.arange(90) - 44.5) * spacing[0]).astype(np.float32)  # mm from the middle
+    slope = to_model(np.tile(y[None, :, None], (1, 1, 80)), weights)[0]
+    expected = (np.arange(slope.shape[0]) - (slope.shape[0] - 1) / 2) * 0.9375
+    inner = np.abs(expected) < 0.4 * 90 * spacing[0]
+    np.testing.assert_allclose(slope[inner, 0], expected[inner], atol=0.02)
+
+
+def test_shrinking_does_not_alias():
+    """Stripes finer than the model's pixels become grey, not other stripes."""
+    stripes = np.tile(np.array([0, 1], np.float32), 100)[None, None, :].repeat(64, axis=1)
+    weights = resampling(canonical((1, 64, 200), (1.0, 0.3, 0.3)), (0.9375, 0.9375))
+    inner = to_model(stripes, weights)[0, 4:-4, 4:-4]
+    assert inner.std() < 0.03
+    assert inner.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_absurd_grid_is_refused():
+    with pytest.raises(Unsuitable, match="too many"):
+        resampling(canonical((100, 1000, 1000), (1.0, 20.0, 20.0)), (0.9375, 0.9375))
+
+
+def test_a_mask_on_a_finer_grid_fits_the_coarse_one(manifest, small, tmp_path):
+    """The same anatomy at twice the resolution gives the same volume within a few per cent."""
+    image = small.lopsided((4, 40, 32))
+    fine = np.kron(image, np.ones((1, 2, 2), np.uint16))
+    found = []
+    for folder, pixels, spacing in (("a", image, 0.9375), ("b", fine, 0.9375 / 2)):
+        volume = read_series(write_series(tmp_path / folder, pixels, (3.0, spacing, spacing)))
+        mask = predict_mask(volume, small.formula, manifest, overlap=0.5, batch=4)
+        assert mask.shape == volume.voxels.shape
+        found.append((mask == 1).sum() * np.prod(volume.spacing))
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
+# --- the whole path -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paths(tmp_path, small):
+    return write_series(tmp_path / "in", small.lopsided(), small.SPACING)
+
+
+def run(paths, manifest, engine, **options):
+    return segment_series(
+        paths,
+        engine,
+        manifest,
+        worker=settings.Worker(),
+        seg=settings.Seg(),
+        input_digest=digest_of(paths),
+        **options,
+    )
+
+
+def test_a_bundle_tells_all_about_its_object(paths, manifest, small):
+    told = []
+    bundle = run(paths, manifest, small.FormulaEngine(), progress=lambda done, total: told.append((done, total)))
+    (result,) = bundle.objects
+    dataset = dcmread(io.BytesIO(result.data))
+    assert (result.sop_uid, result.sop_class_uid) == (dataset.SOPInstanceUID, dataset.SOPClassUID)
+    assert result.sha256 == hashlib.sha256(result.data).hexdigest()
+    assert result.name == "301.seg.dcm"
+    assert set(bundle.timings_s) == {"read", "prepare", "predict", "write", "check"}
+    assert bundle.engine["backend"] == "formula"
+    assert told[-1][0] == told[-1][1] > 1
+    volume = read_series(paths)
+    mask, segments = read_segmentation(result.data, volume)
+    assert list(bundle.volumes_ml) == [label.name for label in manifest.labels]
+    for segment, ml in zip(segments, bundle.volumes_ml.values(), strict=True):
+        assert ml == pytest.approx((mask == segment.number).sum() * 0.9 * 0.9375**2 / 1000)
+
+
+def test_done_twice_it_gives_the_same_bytes(paths, manifest, small):
+    again = run(paths[::-1], manifest, small.FormulaEngine()).objects
+    assert run(paths, manifest, small.FormulaEngine()).objects == again
+
+
+def test_the_digest_covers_uids_and_data_sets_but_not_the_file_meta_information(paths, tmp_path):
+    def expected(path):
+        data = path.read_bytes()
+        start = 132 + 12 + int.from_bytes(data[140:144], "little")
+        return str(dcmread(path).SOPInstanceUID), hashlib.sha256(data[start:]).hexdigest()
+
+    assert digest_of(paths) == input_digest(expected(path) for path in paths)
+    dataset = dcmread(paths[0])
+    dataset.file_meta.ImplementationVersionName = "ANOTHER_SENDER"
+    dataset.save_as(tmp_path / "other.dcm", enforce_file_format=True)
+    assert digest_of([tmp_path / "other.dcm", *paths[1:]]) == digest_of(paths)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_returns_no_numbers_fails_the_job(value, paths, manifest, small):
+    volume = read_series(paths)
+    with pytest.raises(EngineFailure, match="NaN or infinity") as caught:
+        predict_mask(volume, lambda p: np.full_like(small.formula(p), value), manifest, overlap=0, batch=2)
+    assert "f32" in caught.value.next_step
+
+
+@pytest.mark.parametrize("kind", [EngineError, RuntimeError])
+def test_an_engine_that_raises_fails_the_job(kind, paths, manifest):
+    def broken(patches):
+        raise kind("out of device memory")
+
+    with pytest.raises(EngineFailure, match="out of device memory"):
+        predict_mask(read_series(paths), broken, manifest, overlap=0, batch=2)
+
+
+def test_a_series_without_a_spine_is_unsuitable(paths, manifest, small):
+    class Blind(small.FormulaEngine):
+        def __call__(self, patches):
+            return small.formula(patches) * [[[[1]], [[0]], [[0]], [[0]]]]
+
+    with pytest.raises(Unsuitable, match="no spine structure was found"):
+        run(paths, manifest, Blind())
+
+
+def test_settings_that_name_no_model_or_no_engine(tmp_path):
+    with pytest.raises(ConfigurationError, match="no model"):
+        open_pipeline(settings.Worker(model="no-such-model"), settings.Seg())
+    with pytest.raises(EngineFailure):
+        open_pipeline(settings.Worker(backend="tensorrt"), settings.Seg())
+
+
+# --- the real model -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    with open_pipeline(settings.Worker(threads=2), settings.Seg()) as opened:
+        yield opened
+
+
+def dice(one, other):
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def test_the_model_finds_the_phantoms_spine_in_classic_and_enhanced_alike(pipeline, tmp_path):
+    phantom = spine_phantom((5, 320, 256), (4.0, 0.9375, 0.9375), 1)
+    classic = write_series(tmp_path / "c", phantom.image, (4.0, 0.9375, 0.9375))
+    enhanced = [write_enhanced(tmp_path / "e.dcm", phantom.image, (4.0, 0.9375, 0.9375))]
+    masks = []
+    for paths in (classic, enhanced):
+        volume = read_series(paths)
+        data = pipeline.segment(paths, digest_of(paths)).objects[0].data
+        mask, segments = read_segmentation(data, volume)
+        assert [s.label for s in segments] == ["Vertebra", "Spinal canal", "Intervertebral disc"]
+        masks.append(mask)
+    np.testing.assert_array_equal(masks[0], masks[1])
+    canonical = to_canonical(volume)
+    assert canonical.flips == (0,)
+    for value in (1, 2, 3):
+        assert dice(masks[0][::-1] == value, phantom.mask == value) > 0.6
+
+
+def test_a_real_spine_in_a_valid_object(pipeline, real, tmp_path, dciodvfy):
+    paths = real("spine_t2_pt041")
+    bundle = pipeline.segment(paths, digest_of(paths))
+    path = tmp_path / "seg.dcm"
+    path.write_bytes(bundle.objects[0].data)
+    assert dciodvfy(path) == []
+    assert bundle.volumes_ml["vertebra"] > 50
+
+
+def test_memory_stays_small(pipeline, tmp_path):
+    """20 x 320 x 256 in a process that has the model open: 700 MB in all, this test's own libraries included."""
+    paths = write_phantom(tmp_path, seed=3)
+    bundle = pipeline.segment(paths, digest_of(paths))
+    check_segmentation(
+        bundle.objects[0].data,
+        volume := read_series(paths),
+        predict := read_segmentation(bundle.objects[0].data, volume)[0],
+        pipeline.manifest,
+    )
+    assert predict.any()
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 < 700
+
+
+def test_a_model_whose_labels_have_no_code_is_refused_at_the_start(pipeline, monkeypatch):
+    from trt.manifest import Label
+
+    odd = dataclasses.replace(pipeline.manifest, labels=(Label(1, "tail"), *pipeline.manifest.labels[1:]))
+    monkeypatch.setattr("workers.pipeline.load", lambda _: odd)
+    with pytest.raises(ConfigurationError, match="'tail'"):
+        open_pipeline(settings.Worker(), settings.Seg())
