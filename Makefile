@@ -6,10 +6,10 @@ ARGS ?=
 
 .PHONY: demo up test check bench clean
 demo: $(VENV)/.installed-run
-	$(BIN)/pennode demo $(ARGS)
+	@$(BIN)/pennode demo $(ARGS)
 
 up: $(VENV)/.installed-run
-	$(BIN)/pennode up $(ARGS)
+	@$(BIN)/pennode up $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
@@ -21,7 +21,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m tests.bench $(ARGS)
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info
@@ -29,10 +29,11 @@ clean:
 # `run` is what serving needs; any other word is an extra of pyproject.toml. Debian without python3-venv cannot put pip
 # into a new environment by itself; the pip outside can.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
+	@echo "installing into $(VENV) ($*)" >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pennode needs Python 3.11 or newer: make PYTHON=python3.11")'
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) 2>/dev/null || \
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) 2>/dev/null || \
 	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.$(if $(filter-out run,$*),[$*])'
 	@touch $@
 .PRECIOUS: $(VENV)/.installed-%
