@@ -21,10 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import iter_pixels
 from pydicom.tag import BaseTag
-from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedMRImageStorage, MRImageStorage
+from pydicom.uid import (
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedMRImageStorage,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    MRImageStorage,
+    RLELossless,
+)
 
 from node.errors import InvalidInstance, Unsuitable
 from node.records import is_uid
@@ -32,6 +41,7 @@ from node.records import is_uid
 # What pydicom and its decoders raise on bytes that are not what they claim to be.
 _UNREADABLE = (
     InvalidDicomError,
+    BytesLengthException,
     ValueError,
     TypeError,
     KeyError,
@@ -45,6 +55,16 @@ _UNREADABLE = (
     zlib.error,
 )
 _RESEND = "send the series again from the scanner or the archive"
+
+# pydicom would ask GDCM first, which ends the whole process on some damaged streams. It stays for what only it decodes:
+# JPEG lossless and the lossy JPEG processes.
+_DECODERS: dict[str, str] = {
+    RLELossless: "pydicom",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+}
 
 # Groups that the result or the geometry needs; private, overlay and icon data can be megabytes per instance.
 _GROUPS = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028})
@@ -195,7 +215,7 @@ def iter_frames(source: Path | Dataset, image: Image) -> Iterator[tuple[int, NDA
     with readable(image.name, what):
         if image.transfer_syntax_uid == DeflatedExplicitVRLittleEndian and not isinstance(source, Dataset):
             source = dcmread(source)  # iter_pixels inflates no file
-        pixels = iter_pixels(source, raw=True)
+        pixels = iter_pixels(source, raw=True, decoding_plugin=_DECODERS.get(image.transfer_syntax_uid, ""))
     for number in range(1, len(image.frames) + 1):
         with readable(image.name, what):
             frame = next(pixels, None)

@@ -101,6 +101,7 @@ def open_pipeline(worker: settings.Worker, seg: settings.Seg) -> Pipeline:
         raise ConfigurationError(str(error), "see worker.model") from error
     for label in manifest.labels:
         meaning_of(label.name)
+    _warm_up(manifest, seg)
     try:
         engine = open_engine(
             manifest,
@@ -111,7 +112,6 @@ def open_pipeline(worker: settings.Worker, seg: settings.Seg) -> Pipeline:
         )
     except EngineError as error:
         raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
-    _warm_up(manifest, seg)
     return Pipeline(engine, manifest, worker, seg)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.config import disable_value_validation
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.sr.coding import Code
 
 from node.errors import InvalidResult, Unsuitable
@@ -41,7 +41,7 @@ _DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 # What highdicom and pydicom raise for values they do not take and bytes they cannot read.
 _REFUSED = (
-    InvalidDicomError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    InvalidDicomError, BytesLengthException, ValueError, TypeError, KeyError, IndexError, AttributeError,
     OverflowError, RuntimeError, EOFError, struct.error,
 )  # fmt: skip
 _NOT_FOUND = "no spine structure was found in the series"
