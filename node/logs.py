@@ -32,9 +32,11 @@ def configure(level: str = "INFO", form: str = "plain") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else logging.Formatter(_PLAIN))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # These libraries log data sets, URLs with identifiers, or every message at INFO.
-    for name in ("pynetdicom", "pydicom", "httpx", "httpcore", "uvicorn", "alembic", "highdicom"):
+    for name in ("httpx", "httpcore", "uvicorn", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # These quote values of a header, which may be a patient's.
+    for name in ("pydicom", "highdicom", "openjpeg"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("pynetdicom").setLevel(logging.ERROR)
 
 

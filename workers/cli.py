@@ -10,17 +10,51 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node import configuration
+from node import configuration, logs
+from node.errors import ConfigurationError
 from node.records import RESEARCH_NOTICE
 
 if TYPE_CHECKING:
     from trt.patches import Progress
     from workers.segment import Found, Outcome
 
+_Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML settings file (or PENNODE_CONFIG).", show_default=False)
+]
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder with DICOM files, at any depth")]
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="where results go; made if it is not there")]
-_Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="settings, TOML")]
 _Picture = Annotated[bool, typer.Option("--picture", help="also draw three slices with the result, as PNG")]
+
+
+def worker(
+    config: _Config = None, supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
+) -> None:
+    """Run one worker: it takes jobs from the broker and talks to the node."""
+    from trt.manifest import ManifestError, load
+    from workers.app import run_worker
+
+    settings = configuration.load(config)
+    logs.configure(settings.log.level, settings.log.format)
+    try:
+        load(settings.worker.model)
+    except ManifestError as error:
+        raise ConfigurationError(f"the model cannot be used: {error}", "check worker.model") from error
+    raise typer.Exit(run_worker(settings, supervised=supervised))
+
+
+def demo(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="DICOM images; without: a phantom")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the result and its picture go")] = Path(
+        "out"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="leave node and admin page running until Ctrl-C")] = False,
+) -> None:
+    """Start everything, send a series, wait for its segmentation, and show it."""
+    from workers.demo import run
+
+    if not run(folder, out, as_json=as_json, keep=keep):
+        raise typer.Exit(1)
 
 
 def segment(folder: _Folder, out: _Out, config: _Config = None, picture: _Picture = False) -> None:

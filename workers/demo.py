@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 import httpx
 import typer
 
-from node.errors import ConfigurationError, NodeUnavailable, PennodeError
+from node.errors import ConfigurationError, NodeUnavailable, PeerRefused, PennodeError
 from node.records import FINISHED, RESEARCH_NOTICE, JobState
 
 _START_S = 90.0
@@ -43,19 +43,11 @@ class _Outcome:
     seconds: float | None = None
     seg: str = ""
     picture: str = ""
-    volumes: str = ""
     problems: list[str] = field(default_factory=list)
 
 
-def demo(
-    folder: Annotated[
-        Path | None, typer.Argument(help="A folder of DICOM images; without it a phantom is made.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Where the result and its picture go.")] = Path("out"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave node and admin page running until Ctrl-C.")] = False,
-) -> None:
-    """Start everything, send a series, wait for its segmentation, and show it."""
+def run(folder: Path | None, out: Path, *, as_json: bool, keep: bool) -> bool:
+    """Send the series in `folder`, or a phantom, and tell whether all that was to come back did, in its place."""
     say: Callable[[str], None] = (lambda text: typer.echo(text, err=True)) if as_json else typer.echo
     with contextlib.ExitStack() as stack:
         work = Path(tempfile.mkdtemp(prefix="pennode-demo-"))
@@ -74,8 +66,7 @@ def demo(
             say(f"admin page: {node['sign_in']}\nCtrl-C ends it")
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
-        if not good or any(o.problems for o in outcomes):
-            raise typer.Exit(1)
+    return bool(good) and not any(o.problems for o in outcomes)
 
 
 def _source(folder: Path | None, work: Path, say: Callable[[str], None]) -> Path:
@@ -160,7 +151,7 @@ def _send(source: Path, address: str, say: Callable[[str], None]) -> float:
     command = [sys.executable, "-m", "node.cli", "send", str(source), "--to", address, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise PennodeError(f"sending {source} failed", "see the lines above")
+        raise PeerRefused(f"sending {source} failed", "see the lines above")
     told = json.loads(done.stdout)
     say(f"{told['sent']} images sent by C-STORE")
     return float(told["last_image_at"])
@@ -243,7 +234,7 @@ def _verify(outcome: _Outcome, node: dict[str, Any], pacs: Path, source: Path, o
 
 def _report(outcomes: list[_Outcome], as_json: bool, say: Callable[[str], None]) -> None:
     if as_json:
-        listed = [{k: v for k, v in vars(o).items() if k != "volumes"} for o in outcomes]
+        listed = [vars(o) for o in outcomes]
         best = next((o for o in outcomes if o.seg), None)
         told = {
             "states": [e["state"] for e in (best or outcomes[0]).timeline if e["subject"] == "job"] if outcomes else [],
