@@ -48,8 +48,9 @@ def node_url(settings: Settings) -> str:
 
 def client_for(settings: Settings) -> NodeClient:
     """Return a client of the configured node."""
+    url = node_url(settings)
     token = secret(settings.worker.token, settings.worker.token_file, settings.state_dir / "worker.token")
-    return NodeClient(node_url(settings), token, settings.worker.ca_file)
+    return NodeClient(url, token, settings.worker.ca_file)
 
 
 def worker_name() -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,8 @@ class _Outcome:
 def run(folder: Path | None, out: Path, *, as_json: bool, keep: bool) -> bool:
     """Send the series in `folder`, or a phantom, and tell whether all that was to come back did, in its place."""
     say: Callable[[str], None] = (lambda text: typer.echo(text, err=True)) if as_json else typer.echo
+    # Ended from outside, it ends its children and drops its folder as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:
         work = Path(tempfile.mkdtemp(prefix="pennode-demo-"))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
