@@ -11,9 +11,9 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -40,36 +40,41 @@ _STATUS: list[tuple[type[PennodeError], int]] = [
 ]
 
 
+# One line of plain text: what a database, a log line or a terminal would stumble over is shown as '?'.
+Line = Annotated[str, AfterValidator(lambda text: printable(text, len(text)))]
+Fence = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
 class Greeting(BaseModel):
     """A worker says that it lives."""
 
-    worker: str = Field(min_length=1, max_length=128)
-    version: str = Field("", max_length=64)
-    device: str = Field("", max_length=200)
-    model: str = Field("", max_length=200)
+    worker: Line = Field(min_length=1, max_length=128)
+    version: Line = Field("", max_length=64)
+    device: Line = Field("", max_length=200)
+    model: Line = Field("", max_length=200)
 
 
 class ClaimRequest(BaseModel):
     """A worker asks for a job."""
 
-    worker: str = Field(min_length=1, max_length=64)
+    worker: Line = Field(min_length=1, max_length=64)
 
 
 class Beat(BaseModel):
     """A worker renews its lease; `progress` runs from 0 to 1."""
 
-    fence: int
+    fence: Fence
     progress: float = Field(0.0, ge=0, le=1)
 
 
 class Failure(BaseModel):
     """A worker gives a job back. `kind`: ``retryable``, ``rejected`` (the series is unsuitable) or ``failed``."""
 
-    fence: int
+    fence: Fence
     kind: str = Field(pattern="^(retryable|rejected|failed)$")
-    stage: str = Field("segment", max_length=32)
-    reason: str = Field(min_length=1, max_length=2000)
-    next_step: str = Field("", max_length=2000)
+    stage: Line = Field("segment", max_length=32)
+    reason: Line = Field(min_length=1, max_length=2000)
+    next_step: Line = Field("", max_length=2000)
 
 
 class WorkerApi:
@@ -157,7 +162,7 @@ class WorkerApi:
         """Take a failure report."""
         job_id, said = request.path_params["job_id"], Failure.model_validate_json(await request.body())
         await run_in_threadpool(self._fail, job_id, said)
-        log.warning("job=%s %s at %s: %s", printable(job_id), said.kind, said.stage, printable(said.reason, 300))
+        log.warning("job=%s %s at %s: %s", printable(job_id), said.kind, said.stage, said.reason[:300])
         return Response(status_code=204)
 
     def _fail(self, job_id: str, said: Failure) -> None:
@@ -191,11 +196,12 @@ class WorkerApi:
         results = [
             Result(
                 sop_uid=f.sop_uid, sop_class_uid=f.sop_class_uid, job_id=found.id,
-                path=self._spool.store_result(found.id, fence, f.sop_uid, f.path), size=f.size, sha256=f.sha256,
+                path=self._spool.store_result(found.id, fence, f.sop_uid, f.sha256, f.path), size=f.size,
+                sha256=f.sha256,
             )
             for f in files
         ]  # fmt: skip
-        model, note = str(manifest.get("model", ""))[:200], str(manifest.get("note", ""))[:500]
+        model, note = printable(str(manifest.get("model", "")), 200), printable(str(manifest.get("note", "")), 500)
         try:
             self._ledger.finish(
                 found.id, fence, results, self._destinations, model=model, note=note or "segmented", now=time.time()
@@ -207,10 +213,10 @@ class WorkerApi:
 
 
 def _fence(request: Request) -> int:
-    try:
-        return int(request.query_params["fence"])
-    except (KeyError, ValueError) as error:
-        raise Permanent("the request names no fence", "add ?fence=N") from error
+    given = request.query_params.get("fence", "")
+    if not (given.isascii() and given.isdecimal() and len(given) < 10):
+        raise Permanent("the request names no fence", "add ?fence=N")
+    return int(given)
 
 
 def _problem(status: int, reason: str, next_step: str) -> JSONResponse:

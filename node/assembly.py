@@ -45,7 +45,7 @@ def weigh(members: Sequence[Instance]) -> Evidence:
     if len(set(present)) < len(present):
         return Evidence(False, "instance numbers repeat")
     if present[-1] - present[0] + 1 != len(present):
-        missing = next(n for n in range(present[0], present[-1]) if n not in set(present))
+        missing = next(a + 1 for a, b in pairwise(present) if b != a + 1)
         return Evidence(False, f"instance number {missing} is missing between {present[0]} and {present[-1]}")
     if present[0] not in (0, 1):
         return Evidence(False, f"instance numbers begin at {present[0]}")

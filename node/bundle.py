@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import SegmentationStorage
 
-from node.errors import InvalidResult
+from node.errors import InvalidResult, OutOfDisk
+from node.header import UNREADABLE
 from node.records import is_uid
 
 MANIFEST = "result.json"
@@ -67,22 +67,32 @@ def unpack_result(
             if not 0 < len(objects) <= _MAX_OBJECTS:
                 raise InvalidResult(f"a bundle of {len(objects)} objects", "it must hold 1 to 64")
             files = [_extract(tar, folder, entry) for entry in objects]
-    except (tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise OutOfDisk(f"the result cannot be unpacked ({error.strerror})", "free some space") from error
+    except (tarfile.TarError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidResult(f"the result bundle cannot be read ({type(error).__name__})", "check the worker") from error
+    if len({file.sop_uid for file in files}) < len(files):
+        raise InvalidResult("the result bundle names one object twice", "check the worker")
     for file in files:
         _check_object(file, series_uid, study_uid)
     return files, manifest
 
 
 def _manifest(tar: tarfile.TarFile) -> dict[str, Any]:
-    member = tar.getmember(MANIFEST)
-    stream = tar.extractfile(member)
-    if stream is None or member.size > _MAX_MANIFEST:
-        raise InvalidResult("the result bundle's manifest is not usable", "check the worker")
-    manifest = json.loads(stream.read().decode())
+    stream = _member(tar, MANIFEST)
+    manifest = json.loads(stream.read(_MAX_MANIFEST).decode())
     if not isinstance(manifest, dict):
         raise InvalidResult("the result bundle's manifest is not usable", "check the worker")
     return manifest
+
+
+def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+    """Open a plain member; links could lead round in circles, and a sparse one could fill the disk."""
+    member = tar.getmember(name)
+    stream = tar.extractfile(member) if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else None
+    if stream is None or member.issparse():
+        raise InvalidResult("the result bundle holds something that is no plain file", "check the worker")
+    return stream
 
 
 def _extract(tar: tarfile.TarFile, folder: Path, entry: dict[str, Any]) -> ResultFile:
@@ -90,9 +100,7 @@ def _extract(tar: tarfile.TarFile, folder: Path, entry: dict[str, Any]) -> Resul
     sop_uid, sop_class = str(entry["sop_uid"]), str(entry["sop_class_uid"])
     if not is_uid(sop_uid):
         raise InvalidResult("a result object has no valid SOP Instance UID", "check the worker")
-    source = tar.extractfile(str(entry["name"]))
-    if source is None:
-        raise InvalidResult("the bundle lacks an object that its manifest names", "check the worker")
+    source = _member(tar, str(entry["name"]))
     target, digest, size = folder / f"{sop_uid}.dcm", hashlib.sha256(), 0
     with target.open("wb") as file:
         while chunk := source.read(_CHUNK):
@@ -113,7 +121,7 @@ def _check_object(file: ResultFile, series_uid: str, study_uid: str) -> None:
         )
         referenced = [str(item.SeriesInstanceUID) for item in ds.ReferencedSeriesSequence]
         found = (str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.StudyInstanceUID))
-    except (InvalidDicomError, AttributeError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise InvalidResult(f"a result object is not usable ({type(error).__name__})", "check the worker") from error
     if found[:2] != (file.sop_uid, file.sop_class_uid) or file.sop_class_uid not in _ACCEPTED:
         raise InvalidResult("a result object is not the one its manifest names", "check the worker")

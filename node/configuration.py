@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_settings import SettingsError
 
 from node.errors import ConfigurationError
 from node.settings import PREFIX, Section, Settings, Url, masked
@@ -38,6 +39,9 @@ def load(path: Path | None = None) -> Settings:
     _refuse_unknown_variables(os.environ)
     try:
         return Settings(**values)
+    except SettingsError as error:
+        # Its text names the field; the value, which may be secret, is in the cause alone.
+        raise ConfigurationError(f"{error}", 'lists and tables in the environment are JSON, as ["MR"]') from None
     except ValidationError as error:
         where = f" in {path}" if path else ""
         raise ConfigurationError("; ".join(_explain(e, where) for e in error.errors())) from None
@@ -88,7 +92,7 @@ def _explain(error: Any, where: str) -> str:
         return f"unknown setting {name}{where}" + (f"; did you mean {near[0]}?" if near else "")
     if isinstance(error["input"], BaseModel | dict | SecretStr) or "token" in name or "url" in name:
         return f"setting {name}{where}: {error['msg']}"
-    return f"setting {name}{where}: {error['msg']} (it is {error['input']!r})"
+    return f"setting {name}{where}: {error['msg']} (it is {masked(repr(error['input']))})"
 
 
 def effective(settings: Settings) -> dict[str, Any]:
@@ -119,6 +123,8 @@ def secret(given: SecretStr | None, file: Path | None, fallback: Path) -> str:
         There is no token, or its file cannot be read or is empty.
     """
     if given is not None:
+        if not given.get_secret_value().strip():
+            raise ConfigurationError("the token is empty", "give it a value, or leave it out")
         return given.get_secret_value()
     source = file or fallback
     try:

@@ -85,7 +85,7 @@ class Courier:
                 for item, outgoing in files:
                     try:
                         note = send(association, outgoing)
-                    except PeerRefused as error:
+                    except (PeerRefused, InvalidInstance) as error:
                         self._settle(item, error)
                     else:
                         self._ledger.sent(item.id, note, self._clock())

@@ -50,10 +50,13 @@ def celery_publisher(settings: Settings) -> Callable[[str], None]:
 class Dispatcher:
     """Publishes due jobs and takes back those whose worker went silent."""
 
-    def __init__(self, ledger: Ledger, rules: Dispatch, publish: Callable[[str], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, rules: Dispatch, publish: Callable[[str], None], clock: Callable[[], float] = time.time
+    ) -> None:
         self._ledger = ledger
         self._rules = rules
         self._publish = publish
+        self._clock = clock
 
     def tick(self, now: float) -> float:
         """Do one round; return the seconds until the next.
@@ -73,6 +76,6 @@ class Dispatcher:
             if room <= 0 and job.state == "READY":
                 continue
             self._publish(job.id)
-            self._ledger.mark_queued(job.id, time.time())
+            self._ledger.mark_queued(job.id, self._clock())
             log.info("offered job=%s series=%s", job.id, job.series_uid)
         return _ROUND_S

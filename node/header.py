@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ from node.records import Header, is_uid
 # A peer's slightly invalid values are kept as they are; they must not cost a warning per image.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
+# A deflated data set may not grow beyond this: a small message must not fill the memory.
+_MAX_INFLATED = 1 << 30
+# What pydicom raises over bytes that are no data set; OSError is its word for an end within a tag.
+UNREADABLE = (
+    InvalidDicomError, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError,
+    OverflowError, NotImplementedError, struct.error, RecursionError, zlib.error,
+)  # fmt: skip
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _SEQUENCE_DELIMITER = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
 _TAGS: list[Any] = [
@@ -52,10 +60,8 @@ def read_identity(data: bytes, transfer_syntax_uid: str) -> Identity:
         The bytes are no data set in this transfer syntax, end before the pixel data does, or lack a valid UID.
     """
     syntax = UID(transfer_syntax_uid)
-    stream = BytesIO(data)
     try:
-        if syntax.is_deflated:
-            stream = BytesIO(zlib.decompress(data, -zlib.MAX_WBITS))
+        stream = _Stream(_inflate(data) if syntax.is_deflated else data)
         found = read_dataset(
             stream,
             is_implicit_VR=syntax.is_implicit_VR,
@@ -67,8 +73,7 @@ def read_identity(data: bytes, transfer_syntax_uid: str) -> Identity:
         identity = _identity(found)
     except InvalidInstance:
         raise
-    except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError,
-            NotImplementedError, struct.error, RecursionError, zlib.error) as error:  # fmt: skip
+    except UNREADABLE as error:
         raise InvalidInstance(
             f"the data set cannot be read ({type(error).__name__})", "send the image again from its source"
         ) from error
@@ -80,6 +85,29 @@ def read_identity(data: bytes, transfer_syntax_uid: str) -> Identity:
         if not is_uid(uid):
             raise InvalidInstance(f"{name} is missing or no UID (PS3.5 9.1)", "the sending system must mend it")
     return identity
+
+
+class _Stream(BytesIO):
+    """Raises where the data ends within an element: pydicom would take half a value for a whole one."""
+
+    _at_end = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if size and len(data) < size:
+            # Only where the next tag would begin, once, may nothing be left.
+            if data or self._at_end:
+                raise EOFError
+            self._at_end = True
+        return data
+
+
+def _inflate(data: bytes) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    whole = inflater.decompress(data, _MAX_INFLATED)
+    if not inflater.eof:
+        raise InvalidInstance("the deflated data set ends early, or is too large", "send the image again")
+    return whole
 
 
 def _check_pixel_data(stream: BytesIO, syntax: UID) -> None:
@@ -106,7 +134,12 @@ def _check_pixel_data(stream: BytesIO, syntax: UID) -> None:
 
 def _text(ds: Dataset, name: str) -> str:
     value = ds.get(name)
-    return "" if value is None else str(value).strip()[:128]
+    return "" if value is None else _clean(str(value))
+
+
+def _clean(text: str) -> str:
+    """Return a peer's text without what a database, a log line or a terminal would stumble over."""
+    return "".join(c if c.isprintable() else " " for c in text[:128]).strip()
 
 
 def _whole(ds: Dataset, name: str) -> int | None:
@@ -122,7 +155,7 @@ def _numbers(ds: Dataset, name: str, count: int) -> tuple[float, ...]:
         values = tuple(float(v) for v in ds.get(name) or ())
     except (TypeError, ValueError):
         return ()
-    return values if len(values) == count else ()
+    return values if len(values) == count and all(map(math.isfinite, values)) else ()
 
 
 def _functional_group(ds: Dataset, macro: str) -> Dataset:
@@ -145,7 +178,7 @@ def _identity(ds: Dataset) -> Identity:
     )
     header = Header(
         modality=_text(ds, "Modality"),
-        image_type=(image_type,) if isinstance(image_type, str) else tuple(str(v) for v in image_type),
+        image_type=tuple(_clean(str(v)) for v in ([image_type] if isinstance(image_type, str) else image_type)[:16]),
         series_description=_text(ds, "SeriesDescription"),
         protocol_name=_text(ds, "ProtocolName"),
         study_description=_text(ds, "StudyDescription"),

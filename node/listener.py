@@ -143,9 +143,10 @@ class Door:
         request = event.request
         sop_uid = str(request.AffectedSOPInstanceUID or "")
         sop_class_uid = str(request.AffectedSOPClassUID or "")
-        if not is_uid(sop_uid):
-            log.warning("refused an image from %s: %r is no SOP Instance UID", _calling(event), printable(sop_uid))
-            return INVALID_SOP_INSTANCE
+        for uid in (sop_uid, sop_class_uid):
+            if not is_uid(uid):
+                log.warning("refused an image from %s: %r is no UID", _calling(event), printable(uid))
+                return INVALID_SOP_INSTANCE
         if self._spool.free_bytes() < self._settings.free_floor_mb * 1_000_000:
             raise OutOfDisk("less disk is free than listener.free_floor_mb", "free some space")
         syntax = str(event.context.transfer_syntax)
@@ -154,17 +155,16 @@ class Door:
         if identity.sop_uid != sop_uid or identity.sop_class_uid != sop_class_uid:
             log.warning("refused an image from %s: the data set is another object than announced", _calling(event))
             return DATA_SET_DOES_NOT_MATCH
-        # From here on the series waits for this association's end, should its seal be near.
+        # From here on the series waits for this association's end, should its seal be near. A peer that went away right
+        # after its last byte is not there to be waited for.
         with self._lock:
-            self._open.setdefault(id(event.assoc), set()).add(identity.series_uid)
+            if id(event.assoc) in self._open:
+                self._open[id(event.assoc)].add(identity.series_uid)
         digest = hashlib.sha256(encoded).hexdigest()
-        held = self._ledger.known(sop_uid)
-        if held == digest:
+        if self._ledger.known(sop_uid) == digest:
             return SUCCESS
-        path = ""
-        if held is None:
-            head = b"\x00" * 128 + b"DICM" + encode_file_meta(event.file_meta)  # PS3.10 section 7.1
-            path = self._spool.store_instance(identity.series_uid, sop_uid, digest, (head, encoded))
+        head = b"\x00" * 128 + b"DICM" + encode_file_meta(event.file_meta)  # PS3.10 section 7.1
+        path = self._spool.store_instance(identity.series_uid, sop_uid, digest, (head, encoded))
         receipt = self._ledger.record(
             Instance(
                 sop_uid=sop_uid,
@@ -184,9 +184,9 @@ class Door:
         )
         if receipt is Receipt.NEW:
             self._changed()
+        else:
+            self._spool.remove(path)
         if receipt is Receipt.CONFLICT:
-            if path:
-                self._spool.remove(path)
             log.warning("another object came under SOP Instance UID %s: the first is kept", sop_uid)
             return DUPLICATE_SOP_INSTANCE
         return SUCCESS

@@ -30,11 +30,10 @@ class Caretaker:
                 self._purge(job.id, self._ledger.forget_files(job, now))
         floor = self._rules.free_floor_mb * 1_000_000
         if self._spool.free_bytes() < floor:
-            for job in self._ledger.expendable(now, limit=1000):
+            for job in self._ledger.expendable(now, _EARLY, limit=1000):
                 if self._spool.free_bytes() >= floor:
                     break
-                if job.state in _EARLY:
-                    self._purge(job.id, self._ledger.forget_files(job, now))
+                self._purge(job.id, self._ledger.forget_files(job, now))
         return self._rules.interval_s
 
     def _purge(self, job_id: str, paths: list[str]) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
 from node.errors import InvalidInstance, PeerRefused, PeerUnavailable
+from node.header import UNREADABLE
 from node.records import is_uid
 
 # PS3.8 9.3.4: result and reason of an A-ASSOCIATE-RJ from the service user, in words.
@@ -66,10 +66,10 @@ def describe(path: Path) -> Outgoing:
         outgoing = Outgoing(
             path, str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), str(meta.TransferSyntaxUID)
         )
-    except (InvalidDicomError, AttributeError, EOFError, ValueError) as error:
-        raise InvalidInstance(f"{path.name} is not a DICOM file", "leave it out") from error
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise InvalidInstance(f"{path.name} cannot be read ({error.strerror})", "check the file") from error
+    except UNREADABLE as error:
+        raise InvalidInstance(f"{path.name} is not a DICOM file", "leave it out") from error
     if not all(map(is_uid, (outgoing.sop_class_uid, outgoing.sop_uid, outgoing.transfer_syntax_uid))):
         raise InvalidInstance(f"the file meta information of {path.name} holds no valid UIDs", "leave it out")
     return outgoing
@@ -89,7 +89,10 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
     ae = AE(ae_title=peer.calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
     ae.maximum_pdu_size = 0
-    association = ae.associate(peer.host, peer.port, contexts=list(contexts), ae_title=peer.ae_title)
+    try:
+        association = ae.associate(peer.host, peer.port, contexts=list(contexts), ae_title=peer.ae_title)
+    except OSError as error:
+        raise PeerUnavailable(f"{peer} cannot be found ({error.strerror})", "check its address and the DNS") from error
     if not association.is_established:
         _raise_unassociated(association, peer)
     try:
@@ -100,6 +103,8 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
 
 
 def _raise_unassociated(association: Association, peer: Address) -> None:
+    if association.rejected_contexts:
+        raise PeerRefused(f"{peer} accepts none of our objects' SOP classes", "let the destination accept them")
     if not association.is_rejected:
         raise PeerUnavailable(f"{peer} does not answer", "check that it runs, its address, and the firewall")
     answer: Any = association.acceptor.primitive
@@ -119,18 +124,26 @@ def send(association: Association, outgoing: Outgoing) -> str:
         The association broke, or the peer is out of resources (0xA7xx).
     PeerRefused
         The peer does not take this class of object, or answered with a failure.
+    InvalidInstance
+        The file cannot be read.
     """
-    try:
-        with warnings.catch_warnings():
-            # pydicom warns of values another system encoded oddly; they are sent as they are.
-            warnings.simplefilter("ignore", UserWarning)
-            response = association.send_c_store(outgoing.path)
-    except ValueError as error:
-        raise PeerRefused(
-            "it accepts no presentation context for this object", "let the destination accept its SOP class"
-        ) from error
-    except (RuntimeError, AttributeError) as error:
-        raise PeerUnavailable("the association broke", "it is tried again") from error
+    with warnings.catch_warnings():
+        # pydicom warns of values another system encoded oddly; they are sent as they are.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            ds = pydicom.dcmread(outgoing.path)
+        except UNREADABLE as error:
+            raise InvalidInstance(f"{outgoing.path.name} cannot be read ({type(error).__name__})", "") from error
+        try:
+            response = association.send_c_store(ds)
+        except ValueError as error:
+            raise PeerRefused(
+                "it accepts no presentation context for this object", "let the destination accept its SOP class"
+            ) from error
+        except AttributeError as error:
+            raise InvalidInstance(f"{outgoing.path.name} is not a whole DICOM file", "") from error
+        except RuntimeError as error:
+            raise PeerUnavailable("the association broke", "it is tried again") from error
     status = response.get("Status")
     if status is None:
         raise PeerUnavailable("no answer to C-STORE", "check the peer's log")
@@ -177,7 +190,7 @@ def send_files(
         for outgoing in files:
             try:
                 progress(outgoing, send(association, outgoing))
-            except PeerRefused as error:
+            except (PeerRefused, InvalidInstance) as error:
                 refused.append((outgoing, str(error)))
                 progress(outgoing, str(error))
     return refused

@@ -62,8 +62,8 @@ def _excluded(members: Sequence[Instance], header: Header, rules: Selection) -> 
 
 
 def _body_part(members: Sequence[Instance], header: Header, rules: Selection) -> str:
-    if header.body_part and rules.body_parts:
-        if not _matches(header.body_part, rules.body_parts):
+    if header.body_part:
+        if rules.body_parts and not _matches(header.body_part, rules.body_parts):
             return f"body part is {header.body_part}, which no pattern in selection.body_parts covers"
         return ""
     texts = (header.series_description, header.protocol_name, header.study_description)

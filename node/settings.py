@@ -16,7 +16,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 PREFIX = "PENNODE_"
 
-_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):([^@/\s]*)@")
+# Rather too much is hidden than too little: all from the first colon after the slashes to the last @.
+_PASSWORD = re.compile(r"(?<=//)([^:/@\s]*):\S*@")
 
 
 def masked(url: str) -> str:
@@ -185,7 +186,9 @@ class Web(Section):
 class Worker(Section):
     """What a worker does and how."""
 
-    node_url: str = Field("", description="http(s)://host:port of the worker API; empty: the node on this machine")
+    node_url: SecretUrl = Field(
+        "", description="http(s)://host:port of the worker API; empty: the node on this machine"
+    )
     token: SecretStr | None = Field(None, description="the node's api.token; unset: read from state_dir/worker.token")
     token_file: Path | None = Field(None, description="a file that holds the token")
     ca_file: Path | None = Field(None, description="PEM certificate authority for an https node_url")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -37,6 +39,7 @@ class Spool:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._tmp = root / "tmp"
+        self._folders = threading.Lock()  # held while a folder is made, filled or dropped
 
     def prepare(self) -> None:
         """Make the folders and drop what an earlier process left half-written."""
@@ -62,6 +65,8 @@ class Spool:
     def store_instance(self, series_uid: str, sop_uid: str, sha256: str, parts: Iterable[bytes]) -> str:
         """Store one image durably and return its path relative to the spool. The UIDs have been checked.
 
+        Every call makes a file of its own: to remove it takes nothing from another receipt of the same bytes.
+
         Raises
         ------
         OutOfDisk
@@ -75,25 +80,32 @@ class Spool:
                     file.writelines(parts)
                     file.flush()
                     os.fsync(file.fileno())
-                return self._link(temporary, Path("series") / series_uid / f"{sop_uid}-{sha256[:16]}.dcm")
+                for again in itertools.count():
+                    name = f"{sop_uid}-{sha256[:16]}{f'-{again}' if again else ''}.dcm"
+                    with contextlib.suppress(FileExistsError):
+                        return self._link(temporary, Path("series") / series_uid / name)
+                raise AssertionError("unreachable")
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def store_result(self, job_id: str, fence: int, sop_uid: str, source: Path) -> str:
+    def store_result(self, job_id: str, fence: int, sop_uid: str, sha256: str, source: Path) -> str:
         """Store one result object durably, copied by link from `source` on the same file system."""
+        relative = Path("results") / job_id / str(fence) / f"{sop_uid}-{sha256[:16]}.dcm"
         with _disk_errors():
             with source.open("rb+") as file:
                 os.fsync(file.fileno())
-            return self._link(source, Path("results") / job_id / str(fence) / f"{sop_uid}.dcm")
+            # The same name means the same bytes: a worker says it again when our answer was lost.
+            with contextlib.suppress(FileExistsError):
+                self._link(source, relative)
+        return str(relative)
 
     def _link(self, temporary: Path, relative: Path) -> str:
         target = self.root / relative
-        if not target.parent.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-            for folder in target.parent.relative_to(self.root).parents:
-                _flush_folder(self.root / folder)
-        # The same name means the same bytes: a file that is there already was left by a crash after its link.
-        with contextlib.suppress(FileExistsError):
+        with self._folders:
+            if not target.parent.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+                for folder in target.parent.relative_to(self.root).parents:
+                    _flush_folder(self.root / folder)
             target.hardlink_to(temporary)
         _flush_folder(target.parent)
         return str(relative)
@@ -101,7 +113,7 @@ class Spool:
     def remove(self, relative: str) -> None:
         """Remove one file, and its folder when it was the last."""
         path = self.root / relative
-        with _disk_errors():
+        with _disk_errors(), self._folders:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
@@ -112,14 +124,16 @@ class Spool:
         shutil.rmtree(folder if fence is None else folder / str(fence), ignore_errors=True)
 
     def remove_unknown(self, known: Callable[[set[str]], set[str]], older_than: float) -> int:
-        """Remove images whose receipt was never acknowledged; `known` returns which of some paths the ledger holds.
+        """Remove images whose receipt was never acknowledged, results that never counted, and what a purge left.
 
-        Files changed after `older_than` (seconds since 1970) are left: they may be on their way into the ledger.
+        `known` returns which of some paths the ledger holds. Files changed after `older_than` (seconds since 1970) are
+        left: they may be on their way into the ledger.
         """
         removed = 0
-        for folder in (self.root / "series").iterdir():
+        series = (folder.glob("*") for folder in self.root.glob("series/*/"))
+        for files in (*series, self.root.glob("results/*/*/*")):
             with _disk_errors():
-                paths = {f"series/{folder.name}/{f.name}": f for f in folder.iterdir()}
+                paths = {str(f.relative_to(self.root)): f for f in files}
             kept = known(set(paths))
             for relative, file in paths.items():
                 if relative not in kept and file.stat().st_mtime < older_than:

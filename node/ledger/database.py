@@ -34,9 +34,11 @@ class Database:
             self.is_sqlite = parsed.get_backend_name() == "sqlite"
             if self.is_sqlite and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-            options: dict[str, Any] = {"connect_args": {"timeout": 30}} if self.is_sqlite else {"pool_pre_ping": True}
+            options: dict[str, Any] = {"connect_args": {"timeout": 30}}
+            if not self.is_sqlite:
+                options = {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
             self.engine: Engine = create_engine(parsed, **options)
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
             raise ConfigurationError(
                 f"ledger.url {masked(url)!r} cannot be used: {error}",
                 "sqlite:///path or postgresql://user:password@host/database (pip install 'pennode[postgresql]')",

@@ -11,8 +11,9 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from node.ledger.database import Database
+from node.ledger.deliveries import cancel_deliveries
 from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
-from node.ledger.schema import instance, job, series
+from node.ledger.schema import instance, job, result, series
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
 
 
@@ -35,13 +36,14 @@ class Intake:
             return connection.execute(select(instance.c.sha256).where(instance.c.sop_uid == sop_uid)).scalar()
 
     def known_paths(self, paths: set[str]) -> set[str]:
-        """Return those of `paths` that belong to an instance."""
+        """Return those of `paths` that belong to an instance or to a result."""
         found: set[str] = set()
         ordered = sorted(paths)
         with self._db.read() as connection:
             for start in range(0, len(ordered), 500):
                 chunk = ordered[start : start + 500]
-                found |= set(connection.execute(select(instance.c.path).where(instance.c.path.in_(chunk))).scalars())
+                for column in (instance.c.path, result.c.path):
+                    found |= set(connection.execute(select(column).where(column.in_(chunk))).scalars())
         return found
 
     def record(self, received: Instance) -> Receipt:
@@ -186,6 +188,7 @@ class Intake:
         for job_id in earlier.all():
             text = f"more images came: revision {revision} takes over"
             move(connection, job_id, JobState.SUPERSEDED, by="assembly", text=text, now=now, reason=text, next_step="")
+            cancel_deliveries(connection, job_id, text, now)
 
 
 def _as_instance(values: Any) -> Instance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
 
 from node.errors import LeaseLost, NotFound, Permanent
 from node.ledger.database import Database
@@ -24,11 +24,11 @@ class Jobs:
     # -- dispatch
 
     def due(self, now: float, requeue_after_s: float, limit: int) -> list[Job]:
-        """Return jobs to publish: READY ones whose time has come, and QUEUED ones nobody claimed for too long."""
+        """Return jobs to publish: QUEUED ones nobody claimed for too long, then READY ones whose time has come."""
         ready = and_(job.c.state == _S.READY.value, job.c.not_before <= now)
         forgotten = and_(job.c.state == _S.QUEUED.value, job.c.dispatched_at < now - requeue_after_s)
         query = select(*JOB_COLUMNS).where(or_(ready, forgotten))
-        query = query.order_by(job.c.priority.desc(), job.c.created_at).limit(limit)
+        query = query.order_by(case((forgotten, 0), else_=1), job.c.priority.desc(), job.c.created_at).limit(limit)
         with self._db.read() as connection:
             return [as_job(row) for row in connection.execute(query)]
 
@@ -51,9 +51,9 @@ class Jobs:
         """Take jobs back from workers that went silent; return how many."""
         with self._db.write() as connection:
             lost = connection.execute(
-                select(job.c.id, job.c.attempts, job.c.worker).where(
-                    (job.c.state == _S.RUNNING.value) & (job.c.lease_until < now)
-                )
+                select(job.c.id, job.c.attempts, job.c.worker)
+                .where((job.c.state == _S.RUNNING.value) & (job.c.lease_until < now))
+                .with_for_update()
             ).all()
             for row in lost:
                 text = f"worker {row.worker} went silent"
@@ -64,7 +64,7 @@ class Jobs:
 
     def claim(self, job_id: str, worker: str, *, lease_s: float, max_attempts: int, now: float) -> Claim | None:
         """Give a job to a worker under a new fence; None when it is not to be had, which is normal and no error."""
-        free = or_(job.c.state.in_([_S.READY.value, _S.QUEUED.value]))
+        free = job.c.state.in_([_S.READY.value, _S.QUEUED.value])
         with self._db.write() as connection:
             row = connection.execute(
                 select(*JOB_COLUMNS).where((job.c.id == job_id) & free & (job.c.not_before <= now)).with_for_update()
@@ -129,10 +129,14 @@ class Jobs:
             The fence is stale.
         """
         with self._db.write() as connection:
-            if not move(connection, job_id, _S.SEGMENTED, by="worker", text=note, now=now, when=job.c.fence == fence,
+            if not move(connection, job_id, _S.SEGMENTED, by="worker", text=note, now=now, when=_held(job_id, fence),
                         model=model, progress=1.0, stage="delivery", reason=note, next_step=""):  # fmt: skip
-                done = select(job.c.id).where((job.c.id == job_id) & (job.c.fence == fence))
-                if connection.execute(done.where(job.c.state.in_([_S.SEGMENTED, _S.DELIVERED]))).first():
+                taken = or_(
+                    job.c.state.in_([_S.SEGMENTED.value, _S.DELIVERED.value]),
+                    and_(job.c.state == _S.FAILED.value, job.c.stage == "delivery"),
+                )
+                mine = (job.c.id == job_id) & (job.c.fence == fence)
+                if connection.execute(select(job.c.id).where(mine & taken)).first():
                     return
                 raise _lost(connection, job_id)
             connection.execute(delete(result).where(result.c.job_id == job_id))
@@ -238,9 +242,11 @@ def _held(job_id: str, fence: int):  # type: ignore[no-untyped-def]  # SQLAlchem
 
 
 def _get(connection: Connection, job_id: str) -> Job:
-    found = connection.execute(select(*JOB_COLUMNS).where(job.c.id.startswith(job_id, autoescape=True)).limit(2)).all()
-    if len(found) != 1 or not job_id:
-        many = "more than one job begins" if found and job_id else "no job begins"
+    if not job_id.isalnum():
+        raise NotFound(f"{job_id[:32]!r} is no job's id", "pennode jobs list shows them")
+    found = connection.execute(select(*JOB_COLUMNS).where(job.c.id.startswith(job_id)).limit(2)).all()
+    if len(found) != 1:
+        many = "more than one job begins" if found else "no job begins"
         raise NotFound(f"{many} with {job_id[:32]!r}", "pennode jobs list shows them")
     return as_job(found[0])
 

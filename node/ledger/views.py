@@ -11,7 +11,6 @@ from node.ledger.moves import JOB_COLUMNS, as_job
 from node.ledger.schema import delivery, instance, job, journal, result, series, worker
 from node.records import FINISHED, Job, JobState, JournalEntry, SeriesState, Worker
 
-
 # A worker's name holds its process number: without this every restart would leave a row for ever.
 _WORKER_FORGOTTEN_S = 86400.0
 
@@ -30,7 +29,8 @@ class Views:
             query = query.where(job.c.state.in_([s.value for s in states]))
         if text:
             columns = (job.c.series_uid, job.c.id, job.c.description, job.c.calling_ae)
-            query = query.where(or_(*(c.icontains(text, autoescape=True) for c in columns)))
+            sought = text.replace("\0", "")  # PostgreSQL takes no NUL in a text
+            query = query.where(or_(*(c.icontains(sought, autoescape=True) for c in columns)))
         with self._db.read() as connection:
             return [as_job(row) for row in connection.execute(query)]
 
@@ -69,13 +69,11 @@ class Views:
 
     # -- retention
 
-    def expendable(self, before: float, limit: int = 100) -> list[Job]:
+    def expendable(self, before: float, states: Iterable[JobState] = FINISHED, limit: int = 100) -> list[Job]:
         """Return finished jobs last touched before this time whose files are still there, oldest first."""
         query = (
             select(*JOB_COLUMNS)
-            .where(
-                job.c.state.in_([s.value for s in FINISHED]) & (job.c.updated_at < before) & (job.c.purged_at == 0.0)
-            )
+            .where(job.c.state.in_([s.value for s in states]) & (job.c.updated_at < before) & (job.c.purged_at == 0.0))
             .order_by(job.c.updated_at)
             .limit(limit)
         )
@@ -91,10 +89,10 @@ class Views:
         others = select(job.c.id).where(
             (job.c.series_uid == purged.series_uid) & (job.c.id != purged.id) & (job.c.purged_at == 0.0)
         )
-        reopened = select(series.c.series_uid).where(
-            (series.c.series_uid == purged.series_uid) & (series.c.state == SeriesState.RECEIVING.value)
-        )
+        # An image that comes right now waits for this row, and then finds the series as we leave it.
+        standing = select(series.c.state).where(series.c.series_uid == purged.series_uid).with_for_update()
         with self._db.write() as connection:
+            reopened = connection.execute(standing).scalar() == SeriesState.RECEIVING.value
             changed = connection.execute(
                 update(job)
                 .where(
@@ -107,8 +105,8 @@ class Views:
             paths = list(connection.execute(select(result.c.path).where(result.c.job_id == purged.id)).scalars())
             connection.execute(delete(result).where(result.c.job_id == purged.id))
             connection.execute(delete(delivery).where(delivery.c.job_id == purged.id))
-            if all(connection.execute(query.limit(1)).first() is None for query in (others, reopened)):
-                images = (instance.c.series_uid == purged.series_uid) & (instance.c.revision <= purged.revision)
+            if not reopened and connection.execute(others.limit(1)).first() is None:
+                images = instance.c.series_uid == purged.series_uid
                 paths += connection.execute(select(instance.c.path).where(images)).scalars()
                 connection.execute(delete(instance).where(images))
         return paths

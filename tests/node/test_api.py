@@ -1,0 +1,367 @@
+"""The worker API over real HTTP: what honest workers, late workers and broken ones may do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pydicom
+import pytest
+from pydicom import uid
+
+from node.api import WorkerApi, create_app
+from node.bundle import pack_result, tar_stream
+from node.ledger import Ledger
+from node.records import JobState
+from node.service import _serve
+from node.settings import Api, Dispatch
+from node.spool import Spool
+from tests.node.making import SERIES, files_below, instance, seal, seg
+from tests.peers import real_data
+
+TOKEN = "worker token"
+SEG = str(uid.SegmentationStorage)
+
+
+class Site:
+    """A served worker API, and one sealed series in its spool."""
+
+    def __init__(self, ledger: Ledger, spool: Spool, http: httpx.Client) -> None:
+        self.ledger, self.spool, self.http = ledger, spool, http
+        self.images = {f"{SERIES}.{n}": bytes([n]) * (1000 * n + n) for n in range(1, 4)}
+        for n, (sop_uid, data) in enumerate(self.images.items(), 1):
+            digest = hashlib.sha256(data).hexdigest()
+            path = spool.store_instance(SERIES, sop_uid, digest, (data,))
+            ledger.record(instance(n, sha256=digest, path=path))
+        self.job = seal(ledger)
+        self.finished = 0
+
+    def post(self, verb: str, **said) -> httpx.Response:
+        return self.http.post(f"/v1/jobs/{self.job}/{verb}", json=said)
+
+    def claim(self) -> int:
+        answer = self.post("claim", worker="w1")
+        assert answer.status_code == 200
+        return int(answer.json()["fence"])
+
+    def input(self, fence: int) -> httpx.Response:
+        return self.http.get(f"/v1/jobs/{self.job}/input", params={"fence": fence})
+
+    def put(self, fence: int, content: bytes) -> httpx.Response:
+        return self.http.put(f"/v1/jobs/{self.job}/result", params={"fence": fence}, content=content)
+
+    def lose_lease(self) -> None:
+        with self.ledger._db.write() as connection:
+            connection.exec_driver_sql("UPDATE job SET lease_until = 1")
+        assert self.ledger.expire_leases(2, 9) == 1
+
+    def debris(self) -> list[Path]:
+        """Files beside the images."""
+        return [p for p in files_below(self.spool.root) if p.relative_to(self.spool.root).parts[0] != "series"]
+
+
+@pytest.fixture
+def site(ledger: Ledger, spool: Spool, closing: ThreadPoolExecutor) -> Iterator[Site]:
+    found: list[Site] = []
+    settings = Api(port=0, max_result_mb=1)
+
+    def finished() -> None:
+        found[0].finished += 1
+
+    api = WorkerApi(ledger, spool, settings, Dispatch(max_attempts=2), ["pacs"], finished)
+    with contextlib.ExitStack() as stack:
+        host, port = _serve(create_app(api, TOKEN), "127.0.0.1", 0, "api", stack)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        http = stack.enter_context(httpx.Client(base_url=f"http://{host}:{port}", headers=headers, timeout=20))
+        found.append(Site(ledger, spool, http))
+        yield found[0]
+        closing.submit(stack.pop_all().close)
+
+
+def bundle(*objects: tuple[str, str, bytes], **facts) -> bytes:
+    return b"".join(pack_result(objects, {"model": "penn sha256:1", "note": "2 vertebrae", **facts}))
+
+
+def good() -> bytes:
+    return bundle(("2.25.77", SEG, seg()))
+
+
+def test_without_the_token_nothing_is_told(site: Site) -> None:
+    for header in ({}, {"Authorization": ""}, {"Authorization": "Bearer"}, {"Authorization": "Bearer wrong"},
+                   {"Authorization": TOKEN}, {"Authorization": f"Bearer {TOKEN}x"}):  # fmt: skip
+        with httpx.Client(base_url=site.http.base_url, headers=header) as stranger:
+            for method, path in [("POST", "/v1/workers"), ("POST", f"/v1/jobs/{site.job}/claim"), ("GET", "/"),
+                                 ("GET", f"/v1/jobs/{site.job}/input?fence=1"), ("GET", "/v1/nonsense")]:  # fmt: skip
+                answer = stranger.request(method, path, content=b'{"worker": "x"}')
+                assert answer.status_code == 401
+                assert site.job not in answer.text
+    assert site.ledger.job(site.job).state is JobState.READY
+
+
+def test_a_worker_from_greeting_to_result(site: Site) -> None:
+    said = {"worker": "w1", "version": "0.1", "device": "cpu", "model": "penn"}
+    assert site.http.post("/v1/workers", json=said).status_code == 204
+    (worker,) = site.ledger.workers(0)
+    assert (worker.name, worker.version, worker.device, worker.model) == ("w1", "0.1", "cpu", "penn")
+    claim = site.post("claim", worker="w1").json()
+    assert (claim["job_id"], claim["fence"], claim["instances"], claim["series_uid"]) == (site.job, 1, 3, SERIES)
+    assert site.post("heartbeat", fence=1, progress=0.25).status_code == 204
+    assert site.ledger.job(site.job).progress == 0.25
+    answer = site.input(1)
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
+        received = {m.name: tar.extractfile(m).read() for m in tar}
+    assert received == {f"{sop_uid}.dcm": data for sop_uid, data in site.images.items()}
+    assert site.put(1, good()).status_code == 204
+    assert site.finished == 1
+    job = site.ledger.job(site.job)
+    assert (job.state, job.model, job.reason) == (JobState.SEGMENTED, "penn sha256:1", "2 vertebrae")
+    (item,) = site.ledger.deliveries(site.job)
+    assert (item.destination, item.sop_uid) == ("pacs", "2.25.77")
+    assert site.spool.path(item.path).read_bytes() == seg()
+    assert site.debris() == [site.spool.path(item.path)]
+
+
+def test_a_result_said_twice_is_taken_once(site: Site) -> None:
+    fence = site.claim()
+    assert [site.put(fence, good()).status_code for _ in range(2)] == [204, 204]
+    assert len(site.debris()) == len(site.ledger.deliveries(site.job)) == 1
+
+
+@pytest.mark.parametrize("name", ["liver", "partial_overlaps"])
+def test_a_segmentation_written_by_others_is_taken(name: str, site: Site) -> None:
+    path = real_data("seg_by_others", f"{name}.dcm")
+    ds = pydicom.dcmread(path, stop_before_pixels=True)
+    series = str(ds.ReferencedSeriesSequence[0].SeriesInstanceUID)
+    site.ledger.record(instance(1, series, study_uid=str(ds.StudyInstanceUID)))
+    site.job = seal(site.ledger, series)
+    fence = site.claim()
+    answer = site.put(fence, bundle((str(ds.SOPInstanceUID), SEG, path.read_bytes())))
+    assert answer.status_code == 204, answer.text
+
+
+# -- late workers
+
+
+def test_a_stale_fence_changes_nothing_and_leaves_no_file(site: Site) -> None:
+    assert site.claim() == 1
+    site.lose_lease()
+    assert site.claim() == 2
+    before = site.ledger.job(site.job), site.ledger.journal(site.job)
+    answers = [
+        site.post("heartbeat", fence=1, progress=0.5),
+        site.input(1),
+        site.put(1, good()),
+        site.post("fail", fence=1, kind="failed", reason="late"),
+        site.post("fail", fence=1, kind="retryable", reason="late"),
+    ]
+    assert [a.status_code for a in answers] == [409] * 5
+    assert all("RUNNING now" in a.json()["reason"] for a in answers)
+    assert (site.ledger.job(site.job), site.ledger.journal(site.job)) == before
+    assert site.debris() == []
+    assert site.put(2, good()).status_code == 204
+
+
+def test_a_late_zombie_does_not_touch_the_winners_files(site: Site) -> None:
+    site.claim()
+    site.lose_lease()
+    fence = site.claim()
+    assert site.put(fence, good()).status_code == 204
+    kept = site.debris()
+    assert site.put(1, good()).status_code == 409
+    assert site.debris() == kept
+
+
+def test_the_operators_word_reaches_the_worker(site: Site) -> None:
+    fence = site.claim()
+    site.ledger.cancel(site.job, "admin", 0)
+    answer = site.post("heartbeat", fence=fence)
+    assert (answer.status_code, answer.json()["reason"]) == (409, "the job is CANCELLED now")
+
+
+def test_nobody_claims_what_is_claimed_or_unknown(site: Site) -> None:
+    site.claim()
+    assert site.post("claim", worker="w2").status_code == 409
+    for job in ("f" * 32, "%00", "..%2f..%2fetc", "' OR 1=1"):
+        assert site.http.post(f"/v1/jobs/{job}/claim", json={"worker": "w"}).status_code in (404, 409)
+        assert site.http.put(f"/v1/jobs/{job}/result?fence=1", content=good()).status_code == 404
+    assert site.debris() == []
+
+
+# -- failures
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"), [("retryable", JobState.READY), ("rejected", JobState.REJECTED), ("failed", JobState.FAILED)]
+)
+def test_a_failure_ends_or_repeats_the_job_with_its_reason(kind: str, state: JobState, site: Site) -> None:
+    fence = site.claim()
+    answer = site.post("fail", fence=fence, kind=kind, stage="geo\nmetry", reason="slices\0 overlap", next_step="look")
+    assert answer.status_code == 204
+    job = site.ledger.job(site.job)
+    assert job.state is state
+    assert "slices? overlap" in job.reason
+    assert "\n" not in job.reason + job.stage
+
+
+def test_a_failure_at_the_cap_is_final(site: Site) -> None:
+    for _ in range(2):
+        with site.ledger._db.write() as connection:
+            connection.exec_driver_sql("UPDATE job SET not_before = 0")
+        fence = site.claim()
+        site.post("fail", fence=fence, kind="retryable", reason="out of memory")
+    assert site.ledger.job(site.job).state is JobState.FAILED
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("claim", {}),
+        ("claim", {"worker": ""}),
+        ("claim", {"worker": "x" * 65}),
+        ("heartbeat", {"fence": "one"}),
+        ("heartbeat", {"fence": -1}),
+        ("heartbeat", {"fence": 1 << 80}),
+        ("heartbeat", {"fence": 1, "progress": 1.5}),
+        ("fail", {"fence": 1, "kind": "SEGMENTED", "reason": "x"}),
+        ("fail", {"fence": 1, "kind": "failed"}),
+        ("fail", {"fence": 1, "kind": "failed", "reason": "x" * 2001}),
+    ],
+)
+def test_requests_that_do_not_fit_are_named_and_change_nothing(verb: str, said: dict[str, object], site: Site) -> None:
+    before = site.ledger.job(site.job)
+    answer = site.post(verb, **said)
+    assert answer.status_code == 400
+    assert "does not fit" in answer.json()["reason"]
+    assert site.http.post(f"/v1/jobs/{site.job}/{verb}", content=b"\xff{").status_code == 400
+    assert site.ledger.job(site.job) == before
+
+
+@pytest.mark.parametrize("fence", ["", "x", "-1", "1.0", str(1 << 80), "٣"])
+def test_a_request_without_a_usable_fence_is_400(fence: str, site: Site) -> None:
+    site.claim()
+    assert site.input(fence).status_code == 400
+    assert site.put(fence, good()).status_code == 400
+
+
+def test_an_image_that_left_the_spool_is_404(site: Site) -> None:
+    fence = site.claim()
+    site.spool.remove(site.ledger.series_instances(SERIES)[1].path)
+    answer = site.input(fence)
+    assert (answer.status_code, answer.json()["next_step"]) == (404, "send the series again")
+
+
+# -- broken bundles
+
+
+def tarred(*members: tuple[tarfile.TarInfo | str, bytes]) -> bytes:
+    """A tar of these very members."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for entry, data in members:
+            if isinstance(entry, str):
+                entry = tarfile.TarInfo(entry)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def manifest(name: str = "0.dcm", **values) -> bytes:
+    entry = {"name": name, "sop_uid": "2.25.77", "sop_class_uid": SEG, "sha256": hashlib.sha256(seg()).hexdigest()}
+    return json.dumps({"objects": [{**entry, **values}]}).encode()
+
+
+def link(kind: bytes, to: str) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo("0.dcm")
+    entry.type, entry.linkname = kind, to
+    return entry
+
+
+def sparse() -> bytes:
+    """A member that says it is a terabyte of nothing (GNU sparse 1.0)."""
+    entry = tarfile.TarInfo("0.dcm")
+    entry.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40),
+                         "GNU.sparse.name": "0.dcm"}  # fmt: skip
+    return tarred(("result.json", manifest()), (entry, b"1\n1099511627775\n1\n".ljust(512, b"\0") + b"x"))
+
+
+BROKEN: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "noise": lambda: b"\x93" * 5000,
+    "cut": lambda: good()[:2000],
+    "flipped": lambda: good().replace(b"t2_sag", b"t2_sax"),
+    "no manifest": lambda: tarred(("0.dcm", seg())),
+    "manifest is a list": lambda: tarred(("result.json", b"[]")),
+    "manifest is no text": lambda: tarred(("result.json", b"\xff\xfe")),
+    "manifest is too large": lambda: tarred(("result.json", b" " * (1 << 20) + manifest()[:-900])),
+    "manifest nests for ever": lambda: tarred(("result.json", b"[" * 100_000)),
+    "no objects": lambda: tarred(("result.json", b'{"objects": []}')),
+    "objects are a number": lambda: tarred(("result.json", b'{"objects": 5}')),
+    "objects are texts": lambda: tarred(("result.json", b'{"objects": ["x"]}')),
+    "65 objects": lambda: bundle(*[(f"2.25.{n}", SEG, b"x") for n in range(65)]),
+    "object is missing": lambda: tarred(("result.json", manifest())),
+    "one object twice": lambda: bundle(("2.25.77", SEG, seg()), ("2.25.77", SEG, seg())),
+    "uid is a path": lambda: tarred(("result.json", manifest(sop_uid="../../../evil")), ("0.dcm", seg())),
+    "another uid": lambda: bundle(("2.25.78", SEG, seg())),
+    "another class": lambda: bundle(("2.25.77", str(uid.MRImageStorage), seg())),
+    "an image, not a result": lambda: bundle(("2.25.77", str(uid.MRImageStorage), seg(SOPClassUID=uid.MRImageStorage))),
+    "another series": lambda: bundle(("2.25.77", SEG, seg(series="1.2.9"))),
+    "another study": lambda: bundle(("2.25.77", SEG, seg(study="1.2.9"))),
+    "no series referenced": lambda: bundle(("2.25.77", SEG, seg(ReferencedSeriesSequence=[]))),
+    "no DICOM": lambda: bundle(("2.25.77", SEG, b"hello")),
+    "symbolic link": lambda: tarred(("result.json", manifest()), (link(tarfile.SYMTYPE, "/etc/passwd"), b"")),
+    "link to itself": lambda: tarred(("result.json", manifest()), (link(tarfile.SYMTYPE, "0.dcm"), b"")),
+    "hard link": lambda: tarred(("result.json", manifest()), (link(tarfile.LNKTYPE, "result.json"), b"")),
+    "folder": lambda: tarred(("result.json", manifest()), (link(tarfile.DIRTYPE, ""), b"")),
+    "device": lambda: tarred(("result.json", manifest()), (link(tarfile.CHRTYPE, ""), b"")),
+    "sparse": sparse,
+    "too large": lambda: bundle(("2.25.77", SEG, seg() + bytes(1_000_000))),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_bundle_is_422_and_leaves_no_file(kind: str, site: Site, tmp_path: Path) -> None:
+    fence = site.claim()
+    answer = site.put(fence, BROKEN[kind]())
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["reason"]
+    assert site.debris() == []
+    assert not (tmp_path / "evil.dcm").exists()
+    assert site.ledger.job(site.job).state is JobState.RUNNING
+    assert site.put(fence, good()).status_code == 204, "the worker may mend it under the same fence"
+
+
+@pytest.mark.parametrize("name", ["../../evil.dcm", "/tmp/evil.dcm", "a/../../evil.dcm"])
+def test_a_members_name_is_never_a_path(name: str, site: Site, tmp_path: Path) -> None:
+    """The name only finds the member; the checked UID names the file."""
+    fence = site.claim()
+    assert site.put(fence, tarred(("result.json", manifest(name)), (name, seg()))).status_code == 204
+    (stored,) = site.debris()
+    assert stored.parent == site.spool.root / "results" / site.job / str(fence)
+    assert not list(tmp_path.rglob("evil*"))
+    assert not Path("/tmp/evil.dcm").exists()
+
+
+def test_words_of_the_manifest_are_made_fit_for_every_database(site: Site) -> None:
+    fence = site.claim()
+    assert site.put(fence, bundle(("2.25.77", SEG, seg()), note="a\0b\ud800c", model="x" * 999)).status_code == 204
+    job = site.ledger.job(site.job)
+    assert (job.reason, len(job.model)) == ("a?b?c", 200)
+
+
+def test_a_tar_stream_is_a_tar_for_any_size(tmp_path: Path) -> None:
+    sizes = [0, 1, 511, 512, 513, 1 << 20, (1 << 20) + 1]
+    files = []
+    for size in sizes:
+        path = tmp_path / f"{size}.dcm"
+        path.write_bytes(bytes([size % 251]) * size)
+        files.append((path.name, path))
+    with tarfile.open(fileobj=io.BytesIO(b"".join(tar_stream(files)))) as tar:
+        assert [(m.name, m.size) for m in tar] == [(f"{size}.dcm", size) for size in sizes]
+        assert all(tar.extractfile(name).read() == path.read_bytes() for name, path in files)

@@ -1,0 +1,190 @@
+"""Dispatch: the window, publish before mark, and real brokers that work, freeze and vanish."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from node.broker import celery_config
+from node.dispatch import Dispatcher, celery_publisher
+from node.errors import BrokerUnavailable, ConfigurationError
+from node.ledger import Ledger
+from node.records import JobState, Worker
+from node.settings import Broker, Dispatch, Settings
+from tests import peers
+from tests.node.making import T0, claim, in_state, sealed
+
+
+class Site:
+    """A dispatcher on a real ledger; what it publishes is collected."""
+
+    def __init__(self, ledger: Ledger, **rules) -> None:
+        self.ledger = ledger
+        self.published: list[str] = []
+        self.now = T0 + 100
+        self.broken_after = 10**9
+        self.dispatcher = Dispatcher(ledger, Dispatch(**rules), self.publish, clock=lambda: self.now)
+
+    def publish(self, job: str) -> None:
+        if len(self.published) >= self.broken_after:
+            raise BrokerUnavailable("gone")
+        self.published.append(job)
+
+    def tick(self, seconds: float = 0.0) -> list[str]:
+        """One round after so many seconds; return what it published."""
+        self.now += seconds
+        before = len(self.published)
+        self.dispatcher.tick(self.now)
+        return self.published[before:]
+
+    def states(self) -> list[JobState]:
+        return [j.state for j in self.ledger.jobs()][::-1]
+
+
+def many(ledger: Ledger, count: int) -> list[str]:
+    return [sealed(ledger, f"1.2.{n}", images=1, now=T0 + n) for n in range(count)]
+
+
+def test_ready_jobs_are_published_once_and_marked(ledger: Ledger) -> None:
+    site, job = Site(ledger), sealed(ledger)
+    assert site.tick() == [job]
+    assert site.states() == [JobState.QUEUED]
+    assert site.tick(1) == []
+
+
+def test_the_window_is_kept_and_refilled_as_jobs_are_claimed(ledger: Ledger) -> None:
+    site, jobs = Site(ledger, window=3), many(ledger, 6)
+    assert site.tick() == jobs[:3]
+    assert site.tick(1) == []
+    claim(ledger, jobs[1], now=site.now)
+    assert site.tick(1) == [jobs[3]]
+
+
+def test_live_workers_widen_the_window_and_silent_ones_do_not(ledger: Ledger) -> None:
+    site, jobs = Site(ledger, window=3), many(ledger, 12)
+    ledger.worker_seen(Worker("live", site.now, "", "", ""))
+    ledger.worker_seen(Worker("other", site.now - 10, "", "", ""))
+    ledger.worker_seen(Worker("silent", site.now - 51, "", "", ""))
+    assert site.tick() == jobs[:8]
+
+
+def test_publishing_comes_before_the_mark(ledger: Ledger) -> None:
+    site, jobs = Site(ledger), many(ledger, 3)
+    seen: list[JobState] = []
+    site.dispatcher = Dispatcher(ledger, Dispatch(), lambda job: seen.append(ledger.job(job).state))
+    site.dispatcher.tick(site.now)
+    assert seen == [JobState.READY] * 3
+    assert len(jobs) == 3
+
+
+def test_what_a_broken_broker_did_not_take_stays_due(ledger: Ledger) -> None:
+    site, jobs = Site(ledger), many(ledger, 3)
+    site.broken_after = 1
+    with pytest.raises(BrokerUnavailable):
+        site.tick()
+    assert site.states() == [JobState.QUEUED, JobState.READY, JobState.READY]
+    site.broken_after = 99
+    assert site.tick(1) == jobs[1:]
+
+
+def test_a_message_nobody_claimed_is_published_again_and_again(ledger: Ledger) -> None:
+    site, job = Site(ledger, requeue_after_s=300), sealed(ledger)
+    assert site.tick() == [job]
+    assert site.tick(300) == []
+    assert site.tick(1) == [job]
+    assert site.tick(300) == []
+    assert site.tick(1) == [job]
+    assert site.states() == [JobState.QUEUED]
+
+
+def test_a_lost_broker_behind_a_full_window_recovers_even_when_an_older_job_waits(ledger: Ledger) -> None:
+    """The older READY job must not hide the forgotten ones, or nothing would ever be published again."""
+    site, jobs = Site(ledger, window=2, requeue_after_s=300), many(ledger, 4)
+    site.tick()
+    claim(ledger, jobs[0], now=site.now)
+    site.tick()  # fills the window with jobs 1 and 2
+    ledger.give_back(jobs[0], 1, "x", "no memory", retry_after_s=0, max_attempts=3, now=site.now)
+    assert site.tick(1) == []
+    assert set(site.tick(301) + site.tick(1)) == set(jobs[1:3])
+    assert ledger.job(jobs[0]).state is JobState.READY
+
+
+def test_jobs_of_silent_workers_are_taken_back_and_offered_again(ledger: Ledger) -> None:
+    site, job = Site(ledger), in_state(ledger, JobState.RUNNING)
+    assert site.tick() == [job]
+    assert ledger.job(job).attempts == 1
+
+
+@pytest.mark.parametrize("state", sorted(set(JobState) - {JobState.READY, JobState.QUEUED, JobState.RUNNING}))
+def test_nothing_else_is_published(ledger: Ledger, state: JobState) -> None:
+    job = in_state(ledger, state)
+    site = Site(ledger)
+    assert job not in site.tick(10**6)
+
+
+# -- real brokers
+
+
+def settings(tmp_path: Path, url: str = "") -> Settings:
+    return Settings(state_dir=tmp_path, broker=Broker(url=url))
+
+
+def test_the_embedded_broker_holds_the_job_id_and_nothing_of_the_series(ledger: Ledger, tmp_path: Path) -> None:
+    job = sealed(ledger)
+    Dispatcher(ledger, Dispatch(), celery_publisher(settings(tmp_path))).tick(T0 + 100)
+    (message,) = (tmp_path / "broker" / "queue").iterdir()
+    assert_only_a_hint(message.read_text(), job)
+
+
+def assert_only_a_hint(message: str, job: str) -> None:
+    assert job in message
+    assert json.loads(message)["headers"]["task"] == "pennode.segment"
+    body = base64.b64decode(json.loads(message)["body"]).decode()
+    assert json.loads(body)[:2] == [[job], {}]
+    for secret in ("1.2.3", "SCANNER", "PENNODE", "t2_sag"):
+        assert secret not in message
+        assert secret not in body
+
+
+def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="broker's folder"):
+        celery_config(settings(tmp_path, "filesystem:///proc/nowhere"))
+
+
+def test_the_embedded_brokers_folder_vanishing_is_unavailable(tmp_path: Path) -> None:
+    publish = celery_publisher(settings(tmp_path))
+    (tmp_path / "broker" / "queue").rmdir()
+    (tmp_path / "broker" / "queue").write_text("")
+    with pytest.raises(BrokerUnavailable, match="the embedded broker does not take messages"):
+        publish("0" * 32)
+
+
+def test_redis_holds_the_hint_and_is_unavailable_when_frozen_or_gone(ledger: Ledger, tmp_path: Path) -> None:
+    job = sealed(ledger)
+    with peers.redis_server(tmp_path / "redis") as (url, process):
+        site = settings(tmp_path, url)
+        publish = celery_publisher(site)
+        Dispatcher(ledger, Dispatch(), publish).tick(T0 + 100)
+        with redis.Redis.from_url(url) as client:
+            (message,) = client.lrange("segment", 0, -1)
+            assert_only_a_hint(message.decode(), job)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(BrokerUnavailable, match="does not take messages"):
+                publish(job)
+            assert time.monotonic() - began < 40
+        finally:
+            process.send_signal(signal.SIGCONT)
+        publish(job)
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable) as caught:
+        publish(job)
+    assert time.monotonic() - began < 10
+    assert caught.value.next_step == "jobs wait here until it does"

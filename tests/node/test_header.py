@@ -1,0 +1,227 @@
+"""Reading a data set's identity and header, whole or broken."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from functools import cache
+from pathlib import Path
+
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import uid
+from pydicom.dataset import Dataset
+
+from node import header as header_module
+from node.errors import InvalidInstance
+from node.header import read_identity
+from node.records import Header
+from tests.node.making import SERIES, STUDY, data_set, encoded, mr
+from tests.peers import real_data
+
+EXPLICIT = str(uid.ExplicitVRLittleEndian)
+PLAIN = [EXPLICIT, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian]
+
+
+def nested() -> Dataset:
+    """An image with sequences, of defined and undefined length, before its pixels."""
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "C-B03CF", "SRT", "Gadolinium"
+    ds = mr(ContrastBolusAgentSequence=[code], AnatomicRegionSequence=[code], PixelSpacing=[0.25, 0.5])
+    ds["AnatomicRegionSequence"].is_undefined_length = True
+    return ds
+
+
+@cache
+def nested_bytes(syntax: str) -> bytes:
+    return encoded(nested(), syntax)
+
+
+def read(data: bytes, syntax: str):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom has opinions of broken data
+        return read_identity(data, syntax)
+
+
+@pytest.mark.parametrize("syntax", PLAIN)
+def test_the_header_says_the_same_in_every_encoding(syntax: str) -> None:
+    found = read_identity(nested_bytes(syntax), syntax)
+    assert (found.sop_class_uid, found.sop_uid) == (uid.MRImageStorage, f"{SERIES}.1")
+    assert (found.series_uid, found.study_uid) == (SERIES, STUDY)
+    assert found.header == Header(
+        modality="MR", image_type=("ORIGINAL", "PRIMARY", "M"), series_description="t2_sag", study_description="LSPINE",
+        body_part="LSPINE", contrast_agent="Gadolinium", manufacturer="Maker", frame_of_reference_uid="1.2.3.99",
+        instance_number=1, acquisition_number=1, rows=16, columns=16, orientation=(0, 1, 0, 0, 0, -1),
+        position=(4, -100, 100), pixel_spacing=(0.25, 0.5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("syntax", PLAIN)
+def test_cut_at_any_byte_it_is_refused_or_says_who_it_is(syntax: str) -> None:
+    """Never any other exception; and never accepted once a part of the pixels is missing."""
+    whole = nested_bytes(syntax)
+    full = read_identity(whole, syntax)
+    accepted = []
+    for length in range(len(whole)):
+        try:
+            found = read(whole[:length], syntax)
+        except InvalidInstance:
+            continue
+        assert (found.sop_uid, found.series_uid, found.study_uid) == (full.sop_uid, full.series_uid, full.study_uid)
+        accepted.append(length)
+    # Cut between two elements a data set is whole in itself: C-STORE's own framing is what notices such a loss.
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        assert accepted in ([], [len(whole) - 1]), "at most the padding is missing"
+    else:
+        pixels = len(whole) - (8 if syntax == uid.ImplicitVRLittleEndian else 12) - 16 * 16 * 2
+        assert len(accepted) < 20
+        assert all(length <= pixels for length in accepted)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(PLAIN), st.data())
+def test_garbled_at_any_byte_it_is_refused_or_says_who_it_is(syntax: str, data: st.DataObject) -> None:
+    whole = bytearray(nested_bytes(syntax))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = read(bytes(whole), syntax)
+    except InvalidInstance:
+        return
+    assert all((found.sop_uid, found.series_uid, found.study_uid))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300), st.sampled_from([*PLAIN, uid.RLELossless, uid.JPEGLosslessSV1]))
+def test_noise_is_refused(noise: bytes, syntax: str) -> None:
+    with pytest.raises(InvalidInstance):
+        read(noise, syntax)
+
+
+def encapsulated() -> bytes:
+    ds = mr()
+    ds.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8" + bytes(200), b"\xff\xd8" + bytes(100)])
+    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    return encoded(ds)
+
+
+def test_encapsulated_pixels_without_their_end_are_refused_at_every_byte() -> None:
+    whole = encapsulated()
+    assert read_identity(whole, uid.JPEGLosslessSV1).header.rows == 16
+    start = whole.index(b"\xe0\x7f\x10\x00OB")
+    for length in range(start + 1, len(whole)):
+        with pytest.raises(InvalidInstance):
+            read(whole[:length], uid.JPEGLosslessSV1)
+
+
+def test_a_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header_module, "_MAX_INFLATED", 1 << 20)
+    deflate = zlib.compressobj(9, wbits=-15)
+    bomb = deflate.compress(encoded(mr()) + bytes(1 << 22)) + deflate.flush()
+    assert len(bomb) < 20_000
+    with pytest.raises(InvalidInstance, match="too large"):
+        read_identity(bomb, uid.DeflatedExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize("name", ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"])
+@pytest.mark.parametrize("bad", [None, "", "../../etc/passwd", "1.2.3/4", "1", "1..2", "1.2.x", "9" * 65, "1.2\\3.4"])
+def test_a_missing_or_impossible_uid_is_refused_by_name(name: str, bad: str | None) -> None:
+    ds = mr()
+    data = encoded(ds)
+    if bad is None:
+        element = data[(start := data.index(element_of(name))) :][: 8 + data[start + 6]]
+        data = data.replace(element, b"")
+    else:
+        data = with_value(data, element_of(name), bad)
+    with pytest.raises(InvalidInstance, match=name):
+        read(data, EXPLICIT)
+
+
+def element_of(name: str) -> bytes:
+    """How a UID's element begins in Explicit VR Little Endian."""
+    tag = pydicom.tag.Tag(name)
+    return tag.group.to_bytes(2, "little") + tag.element.to_bytes(2, "little") + b"UI"
+
+
+def with_value(data: bytes, element: bytes, text: str) -> bytes:
+    """Explicit VR Little Endian bytes with the value of one short element replaced."""
+    assert data.count(element) == 1
+    start = data.index(element)
+    length = int.from_bytes(data[start + 6 : start + 8], "little")
+    value = text.encode() + (b"\0" if element.endswith(b"UI") else b" ") * (len(text) % 2)
+    return data[: start + 6] + len(value).to_bytes(2, "little") + value + data[start + 8 + length :]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"PixelSpacing": ["0.5"]}, {"pixel_spacing": ()}),
+        ({"SeriesDescription": None, "ImageType": None}, {"series_description": "", "image_type": ()}),
+        ({"SeriesDescription": "a\x07[2Jb\x00c\n"}, {"series_description": "a [2Jb c"}),
+        ({"SeriesDescription": "x" * 64}, {"series_description": "x" * 64}),
+        ({"ImageType": "ORIGINAL"}, {"image_type": ("ORIGINAL",)}),
+        ({"SpecificCharacterSet": "ISO_IR 192", "SeriesDescription": "Säule"}, {"series_description": "Säule"}),
+    ],
+)  # fmt: skip
+def test_odd_values_become_what_the_ledger_can_keep(values: dict[str, object], expected: dict[str, object]) -> None:
+    found = read_identity(encoded(mr(**values)), EXPLICIT).header
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("text", ["NaN", "inf", "-INF", "1e400"])
+def test_a_position_that_is_no_number_counts_as_absent(text: str) -> None:
+    """NaN would pass for an even gap in assembly, and no JSON column of PostgreSQL takes it."""
+    changed = with_value(encoded(mr()), b"\x20\x00\x32\x00DS", f"{text}\\2\\3")
+    assert read(changed, EXPLICIT).header.position == ()
+
+
+@pytest.mark.parametrize("text", ["1.5", "abc", "", "99999999999999999999"])
+def test_a_number_that_is_none_counts_as_absent_or_is_kept_but_never_breaks(text: str) -> None:
+    changed = with_value(encoded(mr()), b"\x20\x00\x13\x00IS", text)
+    found = read(changed, EXPLICIT).header.instance_number
+    assert found is None or isinstance(found, int)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.builds(
+        Header,
+        modality=st.text(max_size=5),
+        image_type=st.lists(st.text(max_size=5), max_size=3).map(tuple),
+        instance_number=st.none() | st.integers(),
+        position=st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
+        number_of_frames=st.integers(1),
+    )
+)
+def test_a_header_comes_back_from_json_as_it_was(header: Header) -> None:
+    assert Header.from_json(header.to_json()) == header
+    assert Header.from_json(header.to_json() | {"of_another_version": 1}) == header
+
+
+def real_files() -> list[tuple[str, str]]:
+    return [("real_rle", uid.RLELossless), ("real_jpegls", uid.JPEGLSLossless)]
+
+
+@pytest.mark.parametrize(("folder", "syntax"), real_files())
+def test_real_compressed_images(folder: str, syntax: str) -> None:
+    for path in sorted(real_data("dicom", folder).glob("*.dcm")):
+        ds = pydicom.dcmread(path, stop_before_pixels=True)
+        assert ds.file_meta.TransferSyntaxUID == syntax
+        found = read(data_set(path), syntax)
+        assert found.sop_uid == ds.SOPInstanceUID
+        assert found.header.rows == ds.Rows
+        whole = data_set(path)
+        with pytest.raises(InvalidInstance, match="ends early"):
+            read(whole[: len(whole) * 9 // 10], syntax)
+
+
+def test_a_real_enhanced_mr_gives_frames_plane_and_spacing() -> None:
+    path: Path = next(iter(real_data("dicom", "real_enhanced_mr").glob("*.dcm")))
+    ds = pydicom.dcmread(path)
+    found = read(data_set(path), ds.file_meta.TransferSyntaxUID)
+    assert found.sop_class_uid == uid.EnhancedMRImageStorage
+    assert found.header.number_of_frames == int(ds.NumberOfFrames) > 1
+    assert len(found.header.orientation) == 6
+    assert len(found.header.pixel_spacing) == 2

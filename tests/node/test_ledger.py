@@ -1,0 +1,250 @@
+"""The ledger's tables, and reception: the same suite on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import make_url, text
+
+from node.errors import ConfigurationError, LedgerUnavailable
+from node.ledger import Ledger, Receipt
+from node.ledger.schema import metadata
+from node.records import JobState, SeriesState, input_digest
+from tests import peers
+from tests.node.making import SERIES, T0, claim, finish, in_state, instance, seal, sealed
+
+# -- tables
+
+
+def test_the_migrations_make_the_tables_that_the_schema_describes(any_ledger: Ledger) -> None:
+    with any_ledger._db.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_migrating_twice_is_harmless(any_ledger: Ledger) -> None:
+    job = sealed(any_ledger)
+    any_ledger.migrate()
+    assert any_ledger.job(job).state is JobState.READY
+
+
+def test_a_ledger_of_a_newer_version_is_refused(any_ledger: Ledger) -> None:
+    with any_ledger._db.write() as connection:
+        before = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    try:
+        with pytest.raises(ConfigurationError, match="a newer pennode wrote it"):
+            any_ledger.migrate()
+    finally:
+        with any_ledger._db.write() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :before"), {"before": before})
+
+
+def test_sqlite_survives_a_power_cut(ledger: Ledger) -> None:
+    with ledger._db.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nonsense://x", "nonsense"),
+        ("postgresql//me:geheim@host/db", "cannot be used"),
+        ("postgresql://me:geheim@host:port/db", "cannot be used"),
+    ],
+)
+def test_an_unusable_url_is_named_without_its_password(url: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        Ledger(url)
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_ledger_in_a_place_that_cannot_be_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="folder cannot be made"):
+        Ledger("sqlite:////proc/nowhere/ledger.sqlite3")
+
+
+def test_a_stopped_postgresql_is_unavailable_and_then_works_again(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("stopping")
+    user = [peers.program("runuser", "util-linux"), "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    control = [*user, peers.program("pg_ctl", "postgresql"), "-D", str(folder / "data"), "-w", "-s"]
+    with peers.postgresql_server(folder) as url:
+        port = make_url(url).port
+        ledger = Ledger(url)
+        ledger.migrate()
+        job = sealed(ledger)
+        subprocess.run([*control, "stop", "-m", "fast"], check=True)
+        with pytest.raises(LedgerUnavailable):
+            ledger.job(job)
+        with pytest.raises(LedgerUnavailable):
+            ledger.record(instance(9))
+        options = f"-p {port} -h 127.0.0.1 -k {folder / 'run'}"
+        subprocess.run([*control, "start", "-o", options, "-l", str(folder / "run" / "log")], check=True)
+        try:
+            assert ledger.job(job).state is JobState.READY
+            assert ledger.record(instance(9)) is Receipt.NEW
+        finally:
+            ledger.close()
+            subprocess.run([*control, "stop", "-m", "fast"], check=True)
+
+
+# -- instances
+
+
+def test_an_instance_is_new_once_and_then_a_duplicate(any_ledger: Ledger) -> None:
+    one = instance(1, header={"position": (1.5, 2.0, -3.0), "image_type": ("ORIGINAL", "PRIMARY")})
+    assert any_ledger.record(one) is Receipt.NEW
+    assert any_ledger.record(one) is Receipt.DUPLICATE
+    assert any_ledger.series_instances(SERIES) == [one]
+    assert any_ledger.known(one.sop_uid) == one.sha256
+    assert any_ledger.known("1.2.3") is None
+    (series,) = any_ledger.receiving()
+    assert (series.instances, series.state, series.first_at, series.last_at) == (1, SeriesState.RECEIVING, T0, T0)
+
+
+def test_another_object_under_a_known_uid_is_a_conflict_that_the_journal_remembers(any_ledger: Ledger) -> None:
+    first = instance(1)
+    any_ledger.record(first)
+    assert any_ledger.record(instance(1, content="other")) is Receipt.CONFLICT
+    assert any_ledger.series_instances(SERIES) == [first]
+    (series,) = any_ledger.receiving()
+    assert series.instances == 1
+    job = seal(any_ledger)
+    entries = [e for e in any_ledger.journal(job) if e.subject == "instance"]
+    assert [(e.after, e.by) for e in entries] == [("conflict", "SCANNER")]
+    assert first.sop_uid in entries[0].text
+
+
+@pytest.mark.parametrize("content", ["same", "differs"])
+def test_eight_threads_with_one_new_uid_make_one_row(any_ledger: Ledger, content: str) -> None:
+    barrier = threading.Barrier(8)
+
+    def bring(n: int) -> Receipt:
+        barrier.wait()
+        return any_ledger.record(instance(1, content="" if content == "same" else str(n)))
+
+    with ThreadPoolExecutor(8) as pool:
+        receipts = sorted(pool.map(bring, range(8)))
+    other = Receipt.DUPLICATE if content == "same" else Receipt.CONFLICT
+    assert receipts == sorted([Receipt.NEW, *[other] * 7])
+    (series,) = any_ledger.receiving()
+    assert series.instances == len(any_ledger.series_instances(SERIES)) == 1
+
+
+def test_eight_threads_with_one_new_series_all_count(any_ledger: Ledger) -> None:
+    barrier = threading.Barrier(8)
+
+    def bring(n: int) -> Receipt:
+        barrier.wait()
+        return any_ledger.record(instance(n, at=T0 + n))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(bring, range(8))) == {Receipt.NEW}
+    (series,) = any_ledger.receiving()
+    assert series.instances == 8
+
+
+def test_text_that_no_database_takes_never_reaches_it(any_ledger: Ledger) -> None:
+    """PostgreSQL refuses NUL in a text; whoever asks with one simply finds nothing more."""
+    job = sealed(any_ledger)
+    assert [j.id for j in any_ledger.jobs(text="t2\0")] == [job]
+
+
+# -- seal
+
+
+def test_a_seal_makes_one_job_and_tells_why(any_ledger: Ledger) -> None:
+    job = any_ledger.job(sealed(any_ledger, images=3))
+    assert (job.state, job.revision, job.instances, job.description) == (JobState.READY, 1, 3, "t2_sag")
+    assert job.input_digest == input_digest((m.sop_uid, m.sha256) for m in any_ledger.series_instances(SERIES))
+    assert (job.calling_ae, job.last_image_at, job.fence, job.attempts) == ("SCANNER", T0, 0, 0)
+    assert [(e.subject, e.before, e.after) for e in any_ledger.journal(job.id)] == [
+        ("series", "", "RECEIVING"),
+        ("series", "RECEIVING", "SEALED"),
+        ("job", "", "READY"),
+    ]
+    assert any_ledger.receiving() == []
+
+
+def test_an_unwanted_series_is_skipped_with_the_verdict(any_ledger: Ledger) -> None:
+    job = any_ledger.job(sealed(any_ledger, wanted=False))
+    assert (job.state, job.reason, job.next_step) == (JobState.SKIPPED, "it is a localizer", "nothing to do")
+
+
+def test_a_seal_is_refused_when_an_image_came_in_between(any_ledger: Ledger) -> None:
+    any_ledger.record(instance(1))
+    (seen,) = any_ledger.receiving()
+    members = any_ledger.series_instances(SERIES)
+    any_ledger.record(instance(2))
+    words = {"wanted": True, "verdict": "", "next_step": "", "now": T0}
+    assert any_ledger.seal(seen, members, "complete", **words) is None
+    assert any_ledger.jobs() == []
+    (seen,) = any_ledger.receiving()
+    assert any_ledger.seal(seen, any_ledger.series_instances(SERIES), "complete", **words)
+    assert any_ledger.seal(seen, members, "complete", **words) is None, "sealed already"
+    assert len(any_ledger.jobs()) == 1
+
+
+def test_eight_threads_seal_once(any_ledger: Ledger) -> None:
+    any_ledger.record(instance(1))
+    (seen,) = any_ledger.receiving()
+    members = any_ledger.series_instances(SERIES)
+    with ThreadPoolExecutor(8) as pool:
+        words = {"wanted": True, "verdict": "", "next_step": "", "now": T0}
+        made = list(pool.map(lambda _: any_ledger.seal(seen, members, "complete", **words), range(8)))
+    assert sum(job is not None for job in made) == 1
+
+
+@pytest.mark.parametrize("state", [JobState.READY, JobState.QUEUED, JobState.RUNNING, JobState.SEGMENTED])
+def test_a_late_image_opens_revision_two_which_takes_over_from_an_unfinished_job(
+    any_ledger: Ledger, state: JobState
+) -> None:
+    first = in_state(any_ledger, state)
+    assert any_ledger.record(instance(7, at=T0 + 50)) is Receipt.NEW
+    (series,) = any_ledger.receiving()
+    assert (series.revision, series.instances) == (1, 4)
+    second = any_ledger.job(seal(any_ledger, now=T0 + 60))
+    assert (second.revision, second.instances, second.state) == (2, 4, JobState.READY)
+    assert any_ledger.job(first).state is JobState.SUPERSEDED
+    assert any_ledger.due_deliveries(T0 + 1e6) == [], "the older result is not sent after all"
+    # Who belongs to which revision stays known.
+    assert len(any_ledger.series_instances(SERIES, revision=1)) == 3
+    held = claim(any_ledger, second.id, now=T0 + 70)
+    assert len(any_ledger.input_paths(second.id, held.fence)) == 4
+
+
+@pytest.mark.parametrize("state", [JobState.DELIVERED, JobState.REJECTED, JobState.SKIPPED, JobState.CANCELLED])
+def test_a_late_image_leaves_a_finished_job_as_it_was(any_ledger: Ledger, state: JobState) -> None:
+    first = in_state(any_ledger, state)
+    any_ledger.record(instance(7))
+    second = seal(any_ledger)
+    assert any_ledger.job(first).state is state
+    assert second is not None
+    assert second != first
+
+
+def test_a_running_job_keeps_the_images_of_its_own_revision(any_ledger: Ledger) -> None:
+    job = in_state(any_ledger, JobState.RUNNING)
+    any_ledger.record(instance(7))
+    assert len(any_ledger.input_paths(job, 1)) == 3
+
+
+# -- what is known of files
+
+
+def test_known_paths_are_those_of_images_and_of_results(any_ledger: Ledger) -> None:
+    job = sealed(any_ledger, images=2)
+    finish(any_ledger, claim(any_ledger, job))
+    images = {m.path for m in any_ledger.series_instances(SERIES)}
+    result = f"results/{job}/1/2.25.1.dcm"
+    assert any_ledger.known_paths({*images, result, "series/1.2/none.dcm"}) == {*images, result}
+    many = {f"series/1.2/{n}.dcm" for n in range(1200)}
+    assert any_ledger.known_paths(many | images) == images
+    assert any_ledger.known_paths(set()) == set()
