@@ -133,7 +133,12 @@ def postgresql_server(folder: Path) -> Iterator[str]:
         while subprocess.run(create, capture_output=True, check=False).returncode:
             assert time.monotonic() < give_up, log.read_text(errors="replace")[-2000:]
             time.sleep(0.1)
-        yield f"postgresql://pennode@127.0.0.1:{port}/pennode"
+        try:
+            yield f"postgresql://pennode@127.0.0.1:{port}/pennode"
+        finally:
+            # Open connections hold up the shutdown that SIGTERM asks for.
+            stop = [*as_user, program("pg_ctl", "postgresql"), "stop", "-D", str(data), "-m", "fast"]
+            subprocess.run(stop, capture_output=True, check=False)
 
 
 @dataclass(frozen=True)

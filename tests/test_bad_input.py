@@ -17,6 +17,8 @@ from node.records import Job, JobState
 from tests.harness import clean_environment, pennode, site
 from workers.series import write_phantom
 
+PATIENT_NAME, PATIENT_ID = "Phantom^Spine", "PHANTOM-"  # what the phantoms carry
+
 Change = Callable[[list[Dataset]], list[Dataset]]
 
 
@@ -117,8 +119,13 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
                 assert sent.returncode == 0, sent.stderr
             jobs = here.wait_finished(len(names))
             log = here.log("up")
+            remembered = [f for f in here.state.rglob("*") if f.is_file() and here.state / "spool" not in f.parents]
+            told = {f.name: f.read_bytes() for f in remembered}
         pacs.terminate()
-    assert "Phantom" not in log, "a patient's name is in the log"
+    assert "ledger.sqlite3" in told
+    for name, content in {**told, "log": log.encode()}.items():
+        assert PATIENT_NAME.encode() not in content, name
+        assert PATIENT_ID.encode() not in content, name
     assert "Traceback" not in log
     return {names[uid]: job for uid, job in jobs.items()}
 

@@ -194,7 +194,8 @@ class Jobs:
                 raise Permanent("the images of this job have left the spool", "send the series again")
             if found.revision < connection.execute(newest).scalar_one():
                 raise Permanent("a newer revision of this series exists", "retry that one")
-            if found.state is _S.FAILED and found.stage == "delivery":
+            results = connection.execute(select(result.c.sop_uid).where(result.c.job_id == found.id).limit(1)).first()
+            if found.state is _S.FAILED and found.stage == "delivery" and results is not None:
                 text = "delivery retried by the operator"
                 done = move(connection, found.id, _S.SEGMENTED, by=by, text=text, now=now, reason=text, next_step="")
                 revive_deliveries(connection, found.id, now)
