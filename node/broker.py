@@ -5,6 +5,7 @@ The broker carries hints of one job id each. It may lose, double or delay them: 
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 from node.errors import ConfigurationError
@@ -44,8 +45,10 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     }
     url = settings.broker.url
     if url.startswith(("redis://", "rediss://")):
+        verified = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": str(settings.broker.ca_file or "") or None}
         return config | {
             "broker_url": str(url),
+            "broker_use_ssl": verified if url.startswith("rediss://") else None,
             "worker_disable_prefetch": True,
             "broker_transport_options": {
                 "visibility_timeout": _VISIBILITY_TIMEOUT_S,

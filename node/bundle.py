@@ -14,7 +14,7 @@ from typing import IO, Any
 import pydicom
 from pydicom.uid import SegmentationStorage
 
-from node.errors import InvalidResult, OutOfDisk
+from node.errors import Damaged, InvalidResult, OutOfDisk
 from node.header import UNREADABLE
 from node.records import is_uid
 
@@ -108,7 +108,7 @@ def _extract(tar: tarfile.TarFile, folder: Path, entry: dict[str, Any]) -> Resul
             digest.update(chunk)
             size += len(chunk)
     if digest.hexdigest() != entry["sha256"]:
-        raise InvalidResult("a result object was damaged on its way", "it is sent again")
+        raise Damaged("a result object was damaged on its way", "it is sent again")
     return ResultFile(target, sop_uid, sop_class, size, digest.hexdigest())
 
 

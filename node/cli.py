@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 import sys
 import time
 from importlib.metadata import entry_points, version
@@ -13,15 +16,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from node import logs
 from node.configuration import effective, load
 from node.errors import ConfigurationError, InvalidInstance, PennodeError
 from node.records import RESEARCH_NOTICE, Job, JobState
+from node.settings import AE_PATTERN
 
 if TYPE_CHECKING:
     from node.ledger import Ledger
-    from node.settings import Settings
 
 app = typer.Typer(
     name="pennode",
@@ -42,6 +46,10 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
+# Typer names this base of its own errors nowhere; where it comes from differs between versions.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
 @app.callback(invoke_without_command=True)
 def top(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Handle options that need no command."""
@@ -53,18 +61,20 @@ def top(show: Annotated[bool, typer.Option("--version", help="Print the version.
 @app.command()
 def up(config: ConfigOption = None) -> None:
     """Run the node and one local worker."""
-    _run(load(config), with_worker=True)
+    _run(config, with_worker=True)
 
 
 @app.command()
 def node(config: ConfigOption = None) -> None:
     """Run the node alone; workers join from here or elsewhere with `pennode worker`."""
-    _run(load(config), with_worker=False)
+    _run(config, with_worker=False)
 
 
-def _run(settings: Settings, *, with_worker: bool) -> None:
+def _run(config: Path | None, *, with_worker: bool) -> None:
     from node import service
 
+    settings = load(config)
+    os.umask(0o027)  # images and ledger are nobody else's to read
     logs.configure(settings.log.level, settings.log.format)
 
     def announce(addresses: dict[str, str]) -> None:
@@ -76,7 +86,11 @@ def _run(settings: Settings, *, with_worker: bool) -> None:
         if not settings.destinations:
             typer.echo("  no destination is configured: results stay here until [[destinations]] names one", err=True)
 
-    raise typer.Exit(service.run(settings, with_worker=with_worker, announce=announce))
+    code = service.run(settings, config=config, with_worker=with_worker, announce=announce)
+    # Peers that sit still keep threads of the listener; everything of ours is on disk by now.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @app.command()
@@ -126,12 +140,13 @@ def parse_address(text: str, calling: str) -> Any:
 
     title, at, rest = text.partition("@")
     host, colon, port = rest.rpartition(":")
-    if not (title and at and host and colon and port.isdigit() and 0 < int(port) < 65536 and len(title) <= 16):
+    if not (at and host and colon and port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigurationError(
             f"{text!r} is no address of a peer", "write it as AE@HOST:PORT, as in PACS@10.0.0.5:104"
         )
-    if not 0 < len(calling) <= 16:
-        raise ConfigurationError(f"{calling!r} is no AE title", "it has 1 to 16 characters")
+    for name in (title, calling):
+        if not (0 < len(name) <= 16 and re.fullmatch(AE_PATTERN, name)):
+            raise ConfigurationError(f"{name!r} is no AE title", "it has 1 to 16 plain characters, without backslash")
     return Address(title, host.strip("[]"), int(port), calling)
 
 
@@ -169,8 +184,12 @@ def jobs_list(
     for job in found:
         why = f"{job.reason} ({job.next_step})" if job.next_step else job.reason
         age = _ago(time.time() - job.created_at)
-        table.add_row(job.id[:8], job.state, age, str(job.instances), job.calling_ae, job.description, why)
-    Console().print(table if found else "no jobs yet")
+        row = (job.id[:8], job.state, age, str(job.instances), job.calling_ae, job.description, why)
+        if not sys.stdout.isatty():
+            typer.echo("\t".join(row))
+        table.add_row(*map(Text, row))  # a peer's brackets are no markup
+    if sys.stdout.isatty():
+        Console().print(table if found else "no jobs yet")
 
 
 @jobs_app.command("show")
@@ -240,11 +259,14 @@ def main() -> None:
     for entry in sorted(entry_points(group="pennode.commands"), key=lambda e: e.name):
         app.command(entry.name)(entry.load())
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        typer.echo(f"pennode: {error.format_message()} (--help shows how)", err=True)
+        sys.exit(2)
     except PennodeError as error:
         typer.echo(f"pennode: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
 
 

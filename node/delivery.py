@@ -40,7 +40,11 @@ def backoff(attempts: int, rules: Rules) -> float:
 
 
 class Courier:
-    """Sends what is due, one association per destination and round."""
+    """Sends what is due, one association per destination and round.
+
+    `only` confines it to one destination, `excluding` keeps it from some: with a courier for each, a destination that
+    hangs holds up nobody else.
+    """
 
     def __init__(
         self,
@@ -49,16 +53,21 @@ class Courier:
         peers: Mapping[str, Address],
         rules: Rules,
         clock: Callable[[], float] = time.time,
+        *,
+        only: str | None = None,
+        excluding: Sequence[str] = (),
     ) -> None:
         self._ledger = ledger
         self._spool = spool
         self._peers = peers
         self._rules = rules
         self._clock = clock
+        self._only = only
+        self._excluding = excluding
 
     def tick(self, now: float) -> float:
         """Do one round; return the seconds until the next."""
-        due = sorted(self._ledger.due_deliveries(now), key=lambda d: d.destination)
+        due = sorted(self._ledger.due_deliveries(now, self._only, self._excluding), key=lambda d: d.destination)
         for destination, group in groupby(due, key=lambda d: d.destination):
             mine = [d for d in group if self._ledger.start_sending(d.id, self._clock())]
             if mine:

@@ -18,13 +18,13 @@ from redis.exceptions import RedisError
 from node.broker import SEGMENT_TASK, celery_config
 from node.errors import BrokerUnavailable
 from node.ledger import Ledger
+from node.records import WORKER_SILENT_S, JobState
 from node.settings import Dispatch, Settings, masked
 
 log = logging.getLogger(__name__)
 
 _ROUND_S = 1.0
-# A worker says that it lives every 15 s; after three misses it does not count.
-WORKER_SILENT_S = 50.0
+_CLOCK_STEP_S = 1.0
 
 
 def celery_publisher(settings: Settings) -> Callable[[str], None]:
@@ -57,6 +57,7 @@ class Dispatcher:
         self._rules = rules
         self._publish = publish
         self._clock = clock
+        self._last = 0.0
 
     def tick(self, now: float) -> float:
         """Do one round; return the seconds until the next.
@@ -66,15 +67,24 @@ class Dispatcher:
         BrokerUnavailable, LedgerUnavailable
             What was not published stays due.
         """
+        if now < self._last - _CLOCK_STEP_S:
+            log.warning("the clock was set back by %.0f s", self._last - now)
+            self._ledger.clamp_times(now, self._rules.lease_s)
+        self._last = now
         taken_back = self._ledger.expire_leases(now, self._rules.max_attempts)
         if taken_back:
             log.warning("took %d job(s) back from silent workers", taken_back)
         workers = len(self._ledger.workers(now - WORKER_SILENT_S))
-        room = max(self._rules.window, 4 * workers) - self._ledger.queued()
-        for job in self._ledger.due(now, self._rules.requeue_after_s, max(room, 1)):
+        window = max(self._rules.window, 4 * workers)
+        room = window - self._ledger.queued()
+        # Without a worker nobody takes messages, and repeating them would only pile them up.
+        requeue_after_s = self._rules.requeue_after_s if workers else now
+        for job in self._ledger.due(now, requeue_after_s, window):
             # A forgotten message is repeated even when the window is full: it may be what fills it.
-            if room <= 0 and job.state == "READY":
-                continue
+            if job.state is JobState.READY:
+                if room <= 0:
+                    continue
+                room -= 1
             self._publish(job.id)
             self._ledger.mark_queued(job.id, self._clock())
             log.info("offered job=%s series=%s", job.id, job.series_uid)

@@ -8,7 +8,8 @@
     │   ├── BrokerUnavailable     the Celery broker does not take a message
     │   ├── NodeUnavailable       a worker cannot reach the node's worker API
     │   ├── PeerUnavailable       no association, or the peer is out of resources for now
-    │   └── OutOfDisk             the state folder is full, or nearly
+    │   ├── OutOfDisk             the state folder is full, or nearly
+    │   └── Damaged               bytes changed on their way between node and worker
     └── Permanent                 the same work fails again until somebody changes something
         ├── ConfigurationError    settings name something that does not exist or cannot work
         ├── InvalidInstance       received bytes are not the DICOM object they claim to be
@@ -68,6 +69,10 @@ class PeerUnavailable(Retryable):
 
 class OutOfDisk(Retryable):
     """Raised when the state folder is full, or nearly."""
+
+
+class Damaged(Retryable):
+    """Raised when bytes changed on their way between node and worker."""
 
 
 class Permanent(PennodeError):

@@ -146,7 +146,7 @@ def _whole(ds: Dataset, name: str) -> int | None:
     try:
         value = ds.get(name)
         return None if value in (None, "") else int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

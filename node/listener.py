@@ -37,6 +37,8 @@ OUT_OF_RESOURCES = 0xA700
 DATA_SET_DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 
+_STOP_S = 5.0
+
 # Data sets reach us as they were encoded; pynetdicom's per-message logging would decode them for nobody.
 pynetdicom_config.LOG_HANDLER_LEVEL = "none"
 
@@ -65,6 +67,10 @@ class Door:
         self._now = now
         self._lock = threading.Lock()
         self._open: dict[int, set[str]] = {}
+        self._stopping = False
+        self._busy = 0
+        self._idle = threading.Condition(self._lock)
+        self._ae: AE | None = None
         self._server: Any = None
 
     def start(self) -> tuple[str, int]:
@@ -75,7 +81,7 @@ class Door:
         ConfigurationError
             The address is taken, or not ours.
         """
-        ae = AE(ae_title=self._settings.ae_title)
+        ae = self._ae = AE(ae_title=self._settings.ae_title)
         ae.maximum_associations = self._settings.max_associations
         ae.maximum_pdu_size = self._settings.max_pdu
         ae.network_timeout = self._settings.network_timeout_s
@@ -105,10 +111,24 @@ class Door:
         return host, port
 
     def stop(self) -> None:
-        """Abort open associations and close the port."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server = None
+        """Close the port, let what is being stored be finished, and abort the associations, in bounded time.
+
+        From here on C-STORE is refused with 0xA700. Threads of peers that sit still in the middle of something may
+        outlive this; they die with the process.
+        """
+        if self._ae is None or self._server is None:
+            return
+        with self._idle:
+            self._stopping = True
+            self._idle.wait_for(lambda: self._busy == 0, _STOP_S)
+        ending = threading.Thread(target=self._ae.shutdown, name="listener-end", daemon=True)
+        ending.start()
+        ending.join(_STOP_S)
+        self._server = None
+
+    def is_listening(self) -> bool:
+        """Tell whether the port is open."""
+        return self._server is not None and self._server.socket.fileno() >= 0
 
     def is_open(self, series_uid: str) -> bool:
         """Tell whether an association that brought images of this series is still there."""
@@ -130,6 +150,10 @@ class Door:
         self._changed()
 
     def _on_store(self, event: Event) -> int:
+        with self._lock:
+            if self._stopping:
+                return OUT_OF_RESOURCES
+            self._busy += 1
         try:
             return self._store(event)
         except InvalidInstance as error:
@@ -138,6 +162,10 @@ class Door:
         except (OutOfDisk, LedgerUnavailable) as error:
             log.error("refused an image from %s: %s", _calling(event), error)
             return OUT_OF_RESOURCES
+        finally:
+            with self._idle:
+                self._busy -= 1
+                self._idle.notify_all()
 
     def _store(self, event: Event) -> int:
         request = event.request
@@ -161,10 +189,14 @@ class Door:
             if id(event.assoc) in self._open:
                 self._open[id(event.assoc)].add(identity.series_uid)
         digest = hashlib.sha256(encoded).hexdigest()
-        if self._ledger.known(sop_uid) == digest:
+        held = self._ledger.path_of(sop_uid, digest)
+        if held is not None and self._spool.holds(held):
             return SUCCESS
         head = b"\x00" * 128 + b"DICM" + encode_file_meta(event.file_meta)  # PS3.10 section 7.1
         path = self._spool.store_instance(identity.series_uid, sop_uid, digest, (head, encoded))
+        if held is not None:
+            self._ledger.replace_path(sop_uid, path)
+            return SUCCESS
         receipt = self._ledger.record(
             Instance(
                 sop_uid=sop_uid,

@@ -20,6 +20,9 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 # Namespace of every derived UID; changing it changes the identity of all results ever sent.
 _NAMESPACE = uuid.UUID("5d0f3a52-7c1e-5b7e-9f0a-2f6f2c1d9b11")
 
+# A worker says that it lives every 15 s; after three misses it does not count.
+WORKER_SILENT_S = 50.0
+
 RESEARCH_NOTICE = "For research use only. Not for diagnosis."
 
 

@@ -28,6 +28,7 @@ class Caretaker:
         while aged := self._ledger.expendable(now - self._rules.days * 86400):
             for job in aged:
                 self._purge(job.id, self._ledger.forget_files(job, now))
+        self._spool.drop_aside(now - self._rules.days * 86400)
         floor = self._rules.free_floor_mb * 1_000_000
         if self._spool.free_bytes() < floor:
             for job in self._ledger.expendable(now, _EARLY, limit=1000):

@@ -100,6 +100,8 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
     finally:
         if association.is_established:
             association.release()
+        if association.dul.socket is not None:  # a peer that went away leaves it open
+            association.dul.socket.close()
 
 
 def _raise_unassociated(association: Association, peer: Address) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "PENNODE_"
@@ -36,8 +37,8 @@ class Url(str):
 
 SecretUrl = Annotated[str, AfterValidator(Url)]
 # PS3.5 table 6.2-1, VR AE: at most 16 characters, no backslash or control character, not only spaces.
-_AE = r"^[\x20-\x5b\x5d-\x7e]*[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$"
-AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=_AE)]
+AE_PATTERN = r"^[\x20-\x5b\x5d-\x7e]*[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$"
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=AE_PATTERN)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -138,13 +139,22 @@ class Broker(Section):
     """The Celery broker: carries hints, never truth."""
 
     url: SecretUrl = Field("", description="redis://, rediss:// or filesystem://; empty: filesystem in state_dir")
+    ca_file: Path | None = Field(None, description="PEM authority for rediss://; unset: those of the system")
     queue: str = Field("segment", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
 
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, url: str) -> str:
-        if url and url.partition("://")[0] not in ("redis", "rediss", "filesystem"):
+        if not url:
+            return url
+        parts = urlsplit(url)
+        if parts.scheme == "filesystem":
+            if parts.netloc or not parts.path:
+                raise ValueError("a folder is named by its whole path, as in filesystem:///var/lib/pennode/broker")
+        elif parts.scheme not in ("redis", "rediss"):
             raise ValueError("must begin with redis://, rediss:// or filesystem://")
+        elif not re.fullmatch(r"/?[0-9]*", parts.path) or parts.port == 0 or not parts.hostname:
+            raise ValueError("must read redis://[:password@]host[:port][/number]")
         return url
 
 
@@ -168,6 +178,12 @@ class Api(Section):
     tls_certificate: Path | None = Field(None, description="PEM chain; serves HTTPS together with tls_key")
     tls_key: Path | None = None
     max_result_mb: int = Field(2048, ge=1, description="largest result bundle taken")
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: without both the API would speak plain HTTP")
+        return self
 
 
 class Web(Section):
@@ -198,7 +214,12 @@ class Worker(Section):
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores")
     batch: int = Field(8, ge=1, le=512, description="patches run at once")
     time_limit_s: int = Field(1800, ge=10, description="a job that runs longer is killed and tried again")
-    overlap: float = Field(0.5, ge=0, le=0.75, description="share of a patch that neighbours repeat")
+    overlap: float | None = Field(
+        None,
+        ge=0,
+        le=0.75,
+        description="share of a patch that neighbours repeat; unset: what the model's manifest says",
+    )
 
 
 class Seg(Section):

@@ -11,7 +11,7 @@ from pynetdicom import AE, evt
 from pynetdicom.events import Event
 
 from node.errors import ConfigurationError
-from node.listener import CANNOT_UNDERSTAND, INVALID_SOP_INSTANCE, SUCCESS
+from node.listener import INVALID_SOP_INSTANCE, OUT_OF_RESOURCES, SUCCESS
 from node.records import is_uid
 from node.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 
@@ -34,7 +34,7 @@ def serve(folder: Path, port: int, ae_title: str, ready: Callable[[int], None]) 
             partial.write_bytes(event.encoded_dataset())
             partial.replace(folder / f"{sop_uid}.dcm")
         except OSError:
-            return CANNOT_UNDERSTAND
+            return OUT_OF_RESOURCES
         return SUCCESS
 
     stop = threading.Event()

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from node.errors import NotFound, OutOfDisk
+from node.errors import ConfigurationError, NotFound, OutOfDisk
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -44,7 +44,7 @@ class Spool:
     def prepare(self) -> None:
         """Make the folders and drop what an earlier process left half-written."""
         with _disk_errors():
-            for name in ("series", "results", "tmp"):
+            for name in ("series", "results", "unknown", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o750)
             for leftover in self._tmp.iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
@@ -55,7 +55,8 @@ class Spool:
 
     def free_bytes(self) -> int:
         """Return what an ordinary user may still write on this disk."""
-        return shutil.disk_usage(self.root).free
+        with _disk_errors():
+            return shutil.disk_usage(self.root).free
 
     def scratch(self) -> Path:
         """Return a new empty folder on the spool's file system; `prepare` drops it if its user does not."""
@@ -123,13 +124,34 @@ class Spool:
         folder = self.root / "results" / job_id
         shutil.rmtree(folder if fence is None else folder / str(fence), ignore_errors=True)
 
-    def remove_unknown(self, known: Callable[[set[str]], set[str]], older_than: float) -> int:
-        """Remove images whose receipt was never acknowledged, results that never counted, and what a purge left.
+    def belongs_to(self, identity: str) -> None:
+        """Make sure that this spool and the ledger named `identity` belong together; an empty spool joins any.
+
+        Raises
+        ------
+        ConfigurationError
+            The files here are another ledger's: it would take them for strangers.
+        """
+        mark = self.root / "ledger.id"
+        with _disk_errors():
+            found = mark.read_text(encoding="ascii", errors="replace").strip() if mark.exists() else ""
+            if not found and not any((self.root / "series").iterdir()):
+                mark.write_text(identity, encoding="ascii")
+                found = identity
+        if found != identity:
+            raise ConfigurationError(
+                f"the images in {self.root} belong to another ledger",
+                "set ledger.url to the one they were received with, or move the folder away",
+            )
+
+    def set_unknown_aside(self, known: Callable[[set[str]], set[str]], older_than: float) -> int:
+        """Move images whose receipt was never acknowledged, and results that never counted, to ``unknown/``.
 
         `known` returns which of some paths the ledger holds. Files changed after `older_than` (seconds since 1970) are
-        left: they may be on their way into the ledger.
+        left: they may be on their way into the ledger. Nothing is deleted, since a ledger restored from a backup knows
+        less than was acknowledged; `drop_aside` does that when their time is up.
         """
-        removed = 0
+        moved = 0
         series = (folder.glob("*") for folder in self.root.glob("series/*/"))
         for files in (*series, self.root.glob("results/*/*/*")):
             with _disk_errors():
@@ -137,9 +159,23 @@ class Spool:
             kept = known(set(paths))
             for relative, file in paths.items():
                 if relative not in kept and file.stat().st_mtime < older_than:
+                    with _disk_errors():
+                        aside = file.rename(self.root / "unknown" / relative.replace("/", "_"))
+                        os.utime(aside)  # its time here begins now
                     self.remove(relative)
-                    removed += 1
-        return removed
+                    moved += 1
+        return moved
+
+    def drop_aside(self, older_than: float) -> int:
+        """Delete what was set aside and is older than this, in seconds since 1970; return how many files."""
+        aged = [f for f in (self.root / "unknown").iterdir() if f.stat().st_mtime < older_than]
+        for file in aged:
+            file.unlink(missing_ok=True)
+        return len(aged)
+
+    def holds(self, relative: str) -> bool:
+        """Tell whether there is such a file."""
+        return (self.root / relative).is_file()
 
     def open_size(self, relative: str) -> int:
         """Return the size in bytes of one file.

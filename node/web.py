@@ -24,13 +24,12 @@ from starlette.routing import Route
 from node.display import states_of, templates, verbs, views
 from node.errors import NotFound, PennodeError, Permanent
 from node.ledger import Ledger
-from node.records import Job, JobState
+from node.records import WORKER_SILENT_S, Job, JobState
 from node.signin import Door, Guard, Session, form, own_page, security_headers
 
 PAGE_SIZE = 50
 # A worker not heard of for a day has gone; one silent for two minutes deserves a look.
 WORKERS_SHOWN_S = 24 * 3600.0
-WORKER_SILENT_S = 120.0
 
 
 class Component(NamedTuple):

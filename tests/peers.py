@@ -81,8 +81,10 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, second
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run Redis with an append-only file below `folder`; yield its URL and process."""
+def redis_server(
+    folder: Path, port: int | None = None, options: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run Redis with an append-only file below `folder`; yield its URL and process. Later `options` win."""
     binary, port, log = program("redis-server", "redis-server"), port or free_port(), folder / "redis.log"
     folder.mkdir(parents=True, exist_ok=True)
     command = [
@@ -98,7 +100,7 @@ def redis_server(folder: Path, port: int | None = None) -> Iterator[tuple[str, s
         "--appendonly",
         "yes",
     ]
-    with running(command, log) as process:
+    with running([*command, *options], log) as process:
         wait_for_port(port, process, log)
         yield f"redis://127.0.0.1:{port}/0", process
 

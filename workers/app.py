@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_ready
+from celery.signals import setup_logging, worker_process_init, worker_ready
 
 from node.broker import SEGMENT_TASK, celery_config
 from node.configuration import secret
@@ -72,6 +72,7 @@ def create_app(settings: Settings, name: str) -> Celery:
     app.task(name=SEGMENT_TASK)(segment)
 
     def warm_up(**_: object) -> None:
+        tasks.sweep()
         try:
             bench()
         except PennodeError as error:
@@ -88,7 +89,8 @@ def run_worker(settings: Settings, *, supervised: bool = False) -> int:
     `supervised`: end when the parent process does, so that a killed node leaves no worker behind.
     """
     name = worker_name()
-    client_for(settings).close()  # an unknown node or token is told at once, not by the first job
+    client_for(settings).close()  # a node or token that is not configured is told at once, not by the first job
+    setup_logging.connect(lambda **_: None, weak=False)  # ours is set up already, and Celery's would replace it
     app = create_app(settings, name)
     parent = os.getppid() if supervised else 0
     worker_ready.connect(lambda **_: _Attendant(settings, name, parent).start(), weak=False)

@@ -66,6 +66,7 @@ def segment(folder: _Folder, out: _Out, config: _Config = None, picture: _Pictur
 
     series = find_series(folder, lambda text: typer.echo(text, err=True))
     typer.echo(f"{len(series)} MR series; {RESEARCH_NOTICE}", err=True)
+    typer.echo("the rules of [selection] are not applied here: every MR series found is segmented", err=True)
     failed = 0
     with open_pipeline(settings.worker, settings.seg) as pipeline:
         for found in series:

@@ -118,7 +118,10 @@ def _start_node(stack: contextlib.ExitStack, work: Path, pacs_port: int, say: Ca
     """Start `pennode up` on free ports; return its addresses and a client of its admin API."""
     token = secrets.token_urlsafe(16)
     state = work / "state"
+    # No settings file: this must never touch a ledger or a broker that is in use here.
+    (work / "none.toml").touch()
     environment = {
+        "PENNODE_CONFIG": str(work / "none.toml"),
         "PENNODE_STATE_DIR": str(state),
         "PENNODE_LISTENER_PORT": "0",
         "PENNODE_API_PORT": "0",

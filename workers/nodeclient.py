@@ -14,7 +14,16 @@ from typing import IO, Any, TypeVar, cast
 import httpx
 
 from node.bundle import pack_result
-from node.errors import ConfigurationError, InvalidResult, LeaseLost, NodeUnavailable, NotFound, OutOfDisk, Permanent
+from node.errors import (
+    ConfigurationError,
+    InvalidResult,
+    LeaseLost,
+    NodeUnavailable,
+    NotFound,
+    OutOfDisk,
+    PennodeError,
+    Permanent,
+)
 from node.records import Claim, is_uid
 
 log = logging.getLogger(__name__)
@@ -186,6 +195,9 @@ class Heartbeat:
                 return
             except NodeUnavailable as error:
                 log.warning("heartbeat: %s", error)
+            except PennodeError as error:
+                self._lost = LeaseLost(error.reason, error.next_step)
+                return
 
 
 class _Stream:

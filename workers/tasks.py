@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from workers.pipeline import Bundle
 
 log = logging.getLogger(__name__)
+
+_FOLDER = "pennode-worker-"
 
 Segment = Callable[[list[Path], str, Callable[[int, int], None]], "Bundle"]
 
@@ -69,7 +73,7 @@ def run(job_id: str, bench: Callable[[], Bench], client: NodeClient, name: str) 
 
 def _work(claim: Claim, bench: Bench, client: NodeClient, beat: Heartbeat) -> None:
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="pennode-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         paths = client.fetch_input(claim, Path(folder))
         fetched = time.monotonic()
         bundle = bench.segment(paths, claim.input_digest, beat.report)
@@ -93,6 +97,14 @@ def _tell(client: NodeClient, claim: Claim, kind: str, error: PennodeError) -> N
     except (NodeUnavailable, PennodeError) as untold:
         # The lease runs out by itself then.
         log.warning("job=%s: the node could not be told: %s", claim.job_id, untold)
+
+
+def sweep() -> None:
+    """Remove the images that killed workers of this user left in the temporary folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        owner = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_bench(settings: Settings) -> Bench:

@@ -30,6 +30,10 @@ class Ledger(Intake, Jobs, Deliveries, Views):
         """Bring the tables to this version."""
         self._db.migrate()
 
+    def claim_alone(self) -> None:
+        """Make this ledger ours alone, for as long as the process lives; see `Database.claim_alone`."""
+        self._db.claim_alone()
+
     def close(self) -> None:
         """Close all connections."""
         self._db.close()

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from node.errors import ConfigurationError, LedgerUnavailable
 from node.settings import masked
 
 _WRITE = "pennode_write"
+# Any number will do; it must stay the same for ever.
+_ADVISORY_LOCK = 7266363
+# What a database raises when it is away or broken; anything else is a fault of ours.
+_AWAY = (OperationalError, InterfaceError, InternalError)
 
 
 class Database:
@@ -37,7 +51,8 @@ class Database:
             options: dict[str, Any] = {"connect_args": {"timeout": 30}}
             if not self.is_sqlite:
                 options = {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
-            self.engine: Engine = create_engine(parsed, **options)
+            # Values of a statement are headers: they stay out of error texts.
+            self.engine: Engine = create_engine(parsed, hide_parameters=True, **options)
         except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
             raise ConfigurationError(
                 f"ledger.url {masked(url)!r} cannot be used: {error}",
@@ -48,6 +63,7 @@ class Database:
                 f"the ledger's folder cannot be made: {error.strerror}", "check state_dir and who owns it"
             ) from error
         self._lock = threading.Lock()
+        self._held: Any = None
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -93,9 +109,34 @@ class Database:
                 f"the ledger cannot be migrated: {error}", "a newer pennode wrote it: install that version"
             ) from error
 
+    def claim_alone(self) -> None:
+        """Make this database ours alone, for as long as the process lives.
+
+        Raises
+        ------
+        ConfigurationError
+            Another node works on it: two would take each other's deliveries.
+        """
+        database = self.engine.url.database
+        if self.is_sqlite and database:
+            self._held = lock = Path(f"{database}.lock").open("w")  # noqa: SIM115 - kept open until the process ends
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _taken() from None
+        elif not self.is_sqlite:
+            with _translated():
+                self._held = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                if not self._held.execute(select(func.pg_try_advisory_lock(_ADVISORY_LOCK))).scalar():
+                    raise _taken()
+
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _taken() -> ConfigurationError:
+    return ConfigurationError("another node runs on this ledger", "stop it, or give this one another ledger.url")
 
 
 @contextlib.contextmanager
@@ -103,7 +144,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if isinstance(error, OperationalError) or error.connection_invalidated:
+        if isinstance(error, _AWAY) or type(error) is DatabaseError or error.connection_invalidated:
             raise LedgerUnavailable(
                 f"the ledger does not answer ({type(error.orig).__name__})", "check the database and its disk"
             ) from error

@@ -31,17 +31,22 @@ class Deliveries:
             for job_id in connection.execute(stranded).scalars().all():
                 add_deliveries(connection, job_id, destinations, now)
 
-    def due_deliveries(self, now: float, limit: int = 64) -> list[Delivery]:
-        """Return deliveries whose time has come, oldest first.
+    def due_deliveries(
+        self, now: float, destination: str | None = None, excluding: Sequence[str] = (), limit: int = 64
+    ) -> list[Delivery]:
+        """Return deliveries to one destination, or to all but some, whose time has come, oldest first.
 
-        One that is being sent is due as well: there is one courier, so it was left so by a crash or a lost ledger.
+        One that is being sent is due as well: a destination has one courier, so a crash or a lost ledger left it so.
         """
         query = (
             select(*_COLUMNS)
             .where(delivery.c.state.in_(_OPEN) & (delivery.c.not_before <= now))
+            .where(delivery.c.destination.notin_(excluding))
             .order_by(delivery.c.id)
             .limit(limit)
         )
+        if destination is not None:
+            query = query.where(delivery.c.destination == destination)
         with self._db.read() as connection:
             return [as_delivery(row) for row in connection.execute(query)]
 

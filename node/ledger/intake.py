@@ -30,10 +30,16 @@ class Intake:
 
     _db: Database
 
-    def known(self, sop_uid: str) -> str | None:
-        """Return the sha256 of the data set held under this SOP Instance UID, or None."""
+    def path_of(self, sop_uid: str, sha256: str) -> str | None:
+        """Return the spool path of this very object, or None when it is not held."""
+        same = (instance.c.sop_uid == sop_uid) & (instance.c.sha256 == sha256)
         with self._db.read() as connection:
-            return connection.execute(select(instance.c.sha256).where(instance.c.sop_uid == sop_uid)).scalar()
+            return connection.execute(select(instance.c.path).where(same)).scalar()
+
+    def replace_path(self, sop_uid: str, path: str) -> None:
+        """Note that an object whose file was lost has come again and lies at `path`."""
+        with self._db.write() as connection:
+            connection.execute(update(instance).where(instance.c.sop_uid == sop_uid).values(path=path))
 
     def known_paths(self, paths: set[str]) -> set[str]:
         """Return those of `paths` that belong to an instance or to a result."""

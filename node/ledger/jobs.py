@@ -10,7 +10,7 @@ from node.errors import LeaseLost, NotFound, Permanent
 from node.ledger.database import Database
 from node.ledger.deliveries import add_deliveries, cancel_deliveries, revive_deliveries
 from node.ledger.moves import JOB_COLUMNS, as_job, move
-from node.ledger.schema import instance, job, result, series
+from node.ledger.schema import delivery, instance, job, result, series
 from node.records import Claim, Job, JobState, Result
 
 _S = JobState
@@ -59,6 +59,18 @@ class Jobs:
                 text = f"worker {row.worker} went silent"
                 _give_back(connection, row.id, row.attempts, max_attempts, text, by="dispatch", now=now, not_before=now)
         return len(lost)
+
+    def clamp_times(self, now: float, lease_s: float) -> None:
+        """After the clock was set back, pull in what lies too far ahead, so that nothing waits for an untrue time."""
+        with self._db.write() as connection:
+            for column, latest in (
+                (job.c.not_before, now),
+                (job.c.dispatched_at, now),
+                (job.c.lease_until, now + lease_s),
+                (series.c.last_at, now),
+                (delivery.c.not_before, now),
+            ):
+                connection.execute(update(column.table).where(column > latest).values({column: latest}))
 
     # -- workers
 

@@ -21,6 +21,9 @@ metadata = MetaData()
 _UID = String(64)
 _ID = BigInteger().with_variant(Integer, "sqlite")
 
+# One row: the name this ledger was born with, by which a spool knows its own.
+identity = Table("identity", metadata, Column("id", String(32), primary_key=True))
+
 instance = Table(
     "instance",
     metadata,

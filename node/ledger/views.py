@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 
 from sqlalchemy import delete, func, insert, or_, select, update
 
 from node.ledger.database import Database
 from node.ledger.moves import JOB_COLUMNS, as_job
-from node.ledger.schema import delivery, instance, job, journal, result, series, worker
+from node.ledger.schema import delivery, identity, instance, job, journal, result, series, worker
 from node.records import FINISHED, Job, JobState, JournalEntry, SeriesState, Worker
 
 # A worker's name holds its process number: without this every restart would leave a row for ever.
@@ -33,6 +34,15 @@ class Views:
             query = query.where(or_(*(c.icontains(sought, autoescape=True) for c in columns)))
         with self._db.read() as connection:
             return [as_job(row) for row in connection.execute(query)]
+
+    def identity(self) -> str:
+        """Return the name this ledger was born with, made at the first call."""
+        with self._db.write() as connection:
+            found = connection.execute(select(identity.c.id)).scalar()
+            if found is None:
+                found = uuid.uuid4().hex
+                connection.execute(insert(identity).values(id=found))
+        return found
 
     def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state; a state without jobs is left out."""

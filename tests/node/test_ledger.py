@@ -103,8 +103,8 @@ def test_an_instance_is_new_once_and_then_a_duplicate(any_ledger: Ledger) -> Non
     assert any_ledger.record(one) is Receipt.NEW
     assert any_ledger.record(one) is Receipt.DUPLICATE
     assert any_ledger.series_instances(SERIES) == [one]
-    assert any_ledger.known(one.sop_uid) == one.sha256
-    assert any_ledger.known("1.2.3") is None
+    assert any_ledger.path_of(one.sop_uid, one.sha256) == one.path
+    assert any_ledger.path_of(one.sop_uid, "0" * 64) is None
     (series,) = any_ledger.receiving()
     assert (series.instances, series.state, series.first_at, series.last_at) == (1, SeriesState.RECEIVING, T0, T0)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from node.errors import NotFound, OutOfDisk
+from node.errors import ConfigurationError, NotFound, OutOfDisk
 from node.ledger import Ledger
 from node.spool import Spool
 from tests.node.making import SERIES, files_below, instance
@@ -103,12 +103,16 @@ def test_the_sweep_removes_what_the_ledger_does_not_know(ledger: Ledger, spool: 
     result.parent.mkdir(parents=True)
     result.write_bytes(b"what a purge had no time for")
     (spool.root / "series" / "stray file").write_bytes(b"not ours, and no folder")
-    assert spool.remove_unknown(ledger.known_paths, older_than=time.time() - 60) == 0, "young: on its way"
-    assert spool.remove_unknown(ledger.known_paths, older_than=time.time() + 1) == 3
+    assert spool.set_unknown_aside(ledger.known_paths, older_than=time.time() - 60) == 0, "young: on its way"
+    assert spool.set_unknown_aside(ledger.known_paths, older_than=time.time() + 1) == 3
     assert spool.path(known).read_bytes() == b"x"
     assert not any(spool.path(p).exists() for p in orphans)
     assert not (spool.root / "series" / "1.2.9").exists()
     assert not result.exists()
+    aside = sorted((spool.root / "unknown").iterdir())
+    assert len(aside) == 3, "a ledger restored from a backup must not cost an acknowledged image"
+    assert spool.drop_aside(older_than=time.time() - 3600) == 0
+    assert spool.drop_aside(older_than=time.time() + 3600) == 3
 
 
 def test_killing_the_node_loses_nothing_it_acknowledged(tmp_path: Path, sqlite_url: str) -> None:
@@ -127,7 +131,7 @@ def test_killing_the_node_loses_nothing_it_acknowledged(tmp_path: Path, sqlite_u
     orphan = spool.store_instance("1.2.0", "1.2.0.999", DIGEST, (b"never acknowledged",))
     ledger = Ledger(sqlite_url)
     spool.prepare()
-    spool.remove_unknown(ledger.known_paths, older_than=time.time() + 1)
+    spool.set_unknown_aside(ledger.known_paths, older_than=time.time() + 1)
     assert len(acknowledged) >= 40
     stored = {m.sop_uid: m for n in {n // 5 for n in acknowledged} for m in ledger.series_instances(f"1.2.{n}")}
     for number in acknowledged:
@@ -135,9 +139,23 @@ def test_killing_the_node_loses_nothing_it_acknowledged(tmp_path: Path, sqlite_u
         assert spool.path(member.path).read_bytes() == content(number)
     # The sweep left what the ledger knows and nothing else.
     assert not spool.path(orphan).exists()
+    assert spool.drop_aside(older_than=time.time() + 1) > 0
     on_disk = {str(p.relative_to(spool.root)) for p in files_below(spool.root)}
     assert on_disk == ledger.known_paths(on_disk)
     ledger.close()
+
+
+def test_a_spool_stays_with_its_ledger(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.prepare()
+    spool.belongs_to("one")
+    spool.store_instance("1.2", "1.2.3", "ab" * 32, [b"x"])
+    spool.belongs_to("one")
+    with pytest.raises(ConfigurationError, match="belong to another ledger"):
+        spool.belongs_to("two")
+    (tmp_path / "ledger.id").unlink()
+    with pytest.raises(ConfigurationError, match="belong to another ledger"):
+        spool.belongs_to("one")
 
 
 def test_a_full_disk_leaves_no_debris_and_works_again_after_space_is_freed(tiny_disk: Path) -> None:

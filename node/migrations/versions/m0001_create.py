@@ -11,6 +11,7 @@ def upgrade() -> None:
     """Create all tables."""
     uid = sa.String(64)
     row_id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+    op.create_table("identity", sa.Column("id", sa.String(32), primary_key=True))
     op.create_table(
         "instance",
         sa.Column("sop_uid", uid, primary_key=True),

@@ -1,0 +1,97 @@
+"""Serving an ASGI application from a thread of the node."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from node.errors import ConfigurationError
+from node.settings import Api
+
+
+class HttpServer:
+    """One listening address. It is bound, and its certificate read, on construction.
+
+    Parameters
+    ----------
+    name
+        The settings section that errors speak of.
+    broken
+        Called, with the name, when serving ends unasked.
+    tls
+        The section that names certificate and key, when it does.
+
+    Raises
+    ------
+    ConfigurationError
+        The address is taken or not ours, or the certificate cannot be read.
+    """
+
+    def __init__(
+        self, app: Any, host: str, port: int, name: str, broken: Callable[[str], None], tls: Api | None = None
+    ) -> None:
+        self._name = name
+        self._broken = broken
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=3,
+            ssl_certfile=tls.tls_certificate if tls else None,
+            ssl_keyfile=tls.tls_key if tls else None,
+        )
+        try:
+            config.load()
+        except OSError as error:
+            raise ConfigurationError(
+                f"the certificate or key of [{name}] cannot be read ({error.strerror or type(error).__name__})",
+                "both are PEM files, and the node's user must be able to read them",
+            ) from error
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+        except OSError as error:
+            self._socket.close()
+            raise ConfigurationError(
+                f"cannot listen on {host}:{port} ({error.strerror})",
+                f"another program has this port, or the address is not of this machine: change [{name}]",
+            ) from error
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """How this machine reaches it."""
+        host, port = self._socket.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
+        scheme = "https" if self._server.config.is_ssl else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    def start(self) -> None:
+        """Serve from a thread."""
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Tell whether it serves."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End what is being answered within a few seconds, and close the port."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(5)
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            if not self._server.should_exit:
+                self._broken(self._name)
