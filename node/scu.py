@@ -93,6 +93,7 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
         association = ae.associate(peer.host, peer.port, contexts=list(contexts), ae_title=peer.ae_title)
     except OSError as error:
         raise PeerUnavailable(f"{peer} cannot be found ({error.strerror})", "check its address and the DNS") from error
+    connection = association.dul.socket and association.dul.socket.socket
     if not association.is_established:
         _raise_unassociated(association, peer)
     try:
@@ -100,8 +101,9 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
     finally:
         if association.is_established:
             association.release()
-        if association.dul.socket is not None:  # a peer that went away leaves it open
-            association.dul.socket.close()
+        # pynetdicom shuts a socket down before it closes it; with the peer gone the first fails and skips the second.
+        if connection is not None:
+            connection.close()
 
 
 def _raise_unassociated(association: Association, peer: Address) -> None:

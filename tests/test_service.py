@@ -54,13 +54,13 @@ def test_it_stops_though_peers_sit_still(tmp_path: Path, number: signal.Signals)
             ae = AE("SCANNER")
             association = ae.associate(peer.host, peer.port, contexts=[build_context(MRImageStorage)])
             assert association.is_established
+            connection = association.dul.socket.socket
             begun = time.monotonic()
             here.processes["node"].send_signal(number)
             assert here.processes["node"].wait(30) == 0
             assert time.monotonic() - begun < 20
             association.abort()
-            if association.dul.socket is not None:
-                association.dul.socket.close()
+            connection.close()
         assert not (here.state / "node.json").exists()
 
 
