@@ -23,7 +23,7 @@ from rich.table import Table
 
 from trt.dataset import Case, DatasetError, Mask, read_folder, read_split
 from trt.engine import EngineError, open_engine
-from trt.manifest import DEFAULT_MODEL, Label, Manifest, ManifestError, load
+from trt.manifest import DEFAULT_MODEL, MAX_OVERLAP, Label, Manifest, ManifestError, load
 from trt.patches import Predict, normalise, predict_slices
 
 
@@ -100,11 +100,13 @@ def _spread(values: list[float]) -> dict[str, float | None]:
 
 
 def main(
-    data: Annotated[Path, typer.Option(envvar="SPINE_DATA", help="Folder of npz files.")],
+    data: Annotated[Path, typer.Option(help="Folder of npz files.")],
     model: Annotated[str, typer.Option(help="Name or folder of the model.")] = DEFAULT_MODEL,
     backend: Annotated[str, typer.Option(help="Engine to run it on.")] = "openvino",
     precision: Annotated[str, typer.Option(help="f32 or bf16.")] = "f32",
-    overlap: Annotated[float | None, typer.Option(help="Share of a patch; the model's default if not given.")] = None,
+    overlap: Annotated[
+        float | None, typer.Option(min=0, max=MAX_OVERLAP, help="Share of a patch; the model's default if not given.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     record: Annotated[bool, typer.Option(help="Write the figures into the model's manifest.")] = False,
 ) -> None:

@@ -1,13 +1,17 @@
-"""A checkpoint to a model that serves: `python -m trt.export --checkpoint FILE --out DIR`.
+"""A checkpoint to a model that serves: `python -m trt.export --checkpoint FILE --out DIR --facts FILE`.
 
-Writes model.onnx (dynamic batch, float32, logits only) and the manifest.json that carries its sha256.
+Writes model.onnx (dynamic batch, float32, logits only) and the manifest.json that carries its sha256. What a model is
+called, was trained on and may be used for, only its makers know: they give it as a JSON file or as options. Those of
+penn-spine lie beside it, in `trt/models/penn-spine/facts.json`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,38 +23,24 @@ import typer
 from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
-from trt.dataset import read_split, write_split
-from trt.manifest import DEFAULT_MODEL, Manifest, load, models_dir, sha256
+from trt.dataset import DatasetError, read_split, write_split
+from trt.manifest import FIELDS, Manifest, ManifestError, load, parse, sha256
 from trt.penn import Penn
 from trt.train import NORMALISATION, load_checkpoint
 
 OPSET = 18
 TOLERANCE = 1e-3  # of logits, which run to about ten
 
-SPINE: dict[str, Any] = {
-    "name": "penn-spine",
-    "version": "0.1.0",
-    "labels": [
-        {"value": 1, "name": "vertebra"},
-        {"value": 2, "name": "spinal canal"},
-        {"value": 3, "name": "intervertebral disc"},
-    ],
-    "spacing_mm": [0.9375, 0.9375],
+# What pennode itself sees to, for every model: its axes, and what it is for.
+DEFAULTS: dict[str, Any] = {
     "overlap": 0.5,
     "orientation": (
         "Sagittal slices; axes Z, Y, X: Z across the patient in either direction, Y from superior to inferior, "
         "X from anterior to posterior."
     ),
-    "training_data": (
-        "SPIDER (van der Graaf et al., Scientific Data 2024, doi 10.5281/zenodo.10159290, CC BY 4.0), lumbar T2 SPACE, "
-        "by way of a PNG conversion, halved in the plane."
-    ),
-    "licence": "CC BY 4.0; attribute SPIDER (van der Graaf et al., Scientific Data 2024).",
-    "intended_use": (
-        "For research, not for diagnosis. Lumbar spine MR, sagittal T2; no tumour label. "
-        "PENN here is a reconstruction from the paper's abstract (Chen et al., J Bone Oncol 49:100649, 2024)."
-    ),
+    "intended_use": "For research, not for diagnosis.",
 }
+MEASURED = frozenset({"sha256", "patch", "channels", "normalisation", "validation"})  # of the network, never given
 
 
 class ExportError(RuntimeError):
@@ -64,8 +54,7 @@ def export_onnx(network: Penn, patch: int, path: Path) -> float:
     """
     network = network.eval()
     sample = torch.rand(2, network.config.channels, patch, patch, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch deprecates
+    with _quiet():
         program = torch.onnx.export(
             network,
             (sample,),
@@ -98,39 +87,104 @@ def _bare(model: Any) -> Any:
     return model
 
 
-def write_model(network: Penn, patch: int, split: Path, folder: Path, facts: Mapping[str, Any] = SPINE) -> Manifest:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporter says of itself: that it uses what torch deprecates, and finds no torchvision."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def gather_facts(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's fields that only a model's makers know; what is given wins over the file, that over DEFAULTS.
+
+    `ManifestError` names the fields that are missing or not theirs to say.
+    """
+    facts: dict[str, Any] = {}
+    if file is not None:
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{file}: not readable as JSON: {error}") from error
+        if not isinstance(facts, dict):
+            raise ManifestError(f"{file}: must be a JSON object")
+    facts |= {field: value for field, value in given.items() if value is not None}
+    facts |= {field: value for field, value in DEFAULTS.items() if field not in facts}
+    wanted = FIELDS - MEASURED
+    missing, odd = sorted(wanted - set(facts)), sorted(set(facts) - wanted)
+    if missing:
+        raise ManifestError(f"facts of the model are missing: {', '.join(missing)}; give them as options or in --facts")
+    if odd:
+        raise ManifestError(f"no facts to be given of a model: {', '.join(odd)}")
+    return facts
+
+
+def write_model(network: Penn, patch: int, split: Path, folder: Path, facts: Mapping[str, Any]) -> Manifest:
     """Write model.onnx, manifest.json and split.json into `folder` and read them back as serving will.
 
-    `facts` are the manifest's fields that the network does not know; its validation figures are left empty until
-    `trt.evaluate --record` has measured them.
+    `facts` are those of `gather_facts`; validation figures are left empty until `trt.evaluate --record` has measured
+    them. Raises `ManifestError` or `ExportError`, before anything is written, for facts that are wrong or do not fit
+    the network.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    model = folder / "model.onnx"
-    export_onnx(network, patch, model)
     fields = {
         **facts,
-        "sha256": sha256(model),
+        "sha256": "0" * 64,
         "patch": [patch, patch],
         "channels": network.config.channels,
         "normalisation": {**asdict(NORMALISATION), "clip": list(NORMALISATION.clip)},
         "validation": {},
     }
-    (folder / "manifest.json").write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_split(read_split(split), folder / "split.json")
-    manifest = load(folder)
-    if manifest.classes != network.config.classes:
-        raise ExportError(f"the network knows {network.config.classes} classes, the manifest {manifest.classes}")
-    return manifest
+    manifest = folder / "manifest.json"
+    promised = parse(fields, manifest).classes
+    if promised != network.config.classes:
+        raise ExportError(f"the network knows {network.config.classes} classes, background among them, not {promised}")
+    people = read_split(split)
+    folder.mkdir(parents=True, exist_ok=True)
+    export_onnx(network, patch, folder / "model.onnx")
+    fields["sha256"] = sha256(folder / "model.onnx")
+    manifest.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_split(people, folder / "split.json")
+    return load(folder)
 
 
 def main(
     checkpoint: Annotated[Path, typer.Option(help="checkpoint.pt of trt.train, split.json beside it.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the model; the package's own if not given.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the model; a model that is there is replaced.")],
+    facts: Annotated[Path | None, typer.Option(help="JSON file of what follows, under the manifest's names.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    version: Annotated[str | None, typer.Option(help="Its version, such as 1.2.3.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Name of mask value 1, then of 2, ...; once for each label.")
+    ] = None,
+    spacing: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="Y X", help="Pixels of the training data, in mm.")
+    ] = None,
+    training_data: Annotated[str | None, typer.Option(help="What it was trained on.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Terms of its use.")] = None,
+    intended_use: Annotated[str | None, typer.Option(help="What it is for.")] = None,
 ) -> None:
     """Export a checkpoint as ONNX with its manifest."""
-    folder = out or models_dir() / DEFAULT_MODEL
-    network, config, steps = load_checkpoint(checkpoint)
-    manifest = write_model(network, config.patch, checkpoint.with_name("split.json"), folder)
+    given = {
+        "name": name,
+        "version": version,
+        "labels": [{"value": value, "name": text} for value, text in enumerate(label, 1)] if label else None,
+        "spacing_mm": list(spacing) if spacing else None,
+        "training_data": training_data,
+        "licence": licence,
+        "intended_use": intended_use,
+    }
+    try:
+        known = gather_facts(facts, given)
+        network, config, steps = load_checkpoint(checkpoint)
+        manifest = write_model(network, config.patch, checkpoint.with_name("split.json"), out, known)
+    except (ManifestError, DatasetError, ExportError, FileNotFoundError) as error:
+        raise typer.BadParameter(str(error)) from error
     Console().print(f"{manifest.name} {manifest.version}, {steps} steps, sha256 {manifest.digest}", soft_wrap=True)
 
 

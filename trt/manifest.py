@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_MODEL = "penn-spine"
+MAX_OVERLAP = 0.75  # more than that calculates everything twenty times and gains nothing
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 TEXTS = ("orientation", "training_data", "licence", "intended_use")
@@ -58,7 +59,7 @@ class Manifest:
     channels: int  # neighbouring slices, odd, the centre slice in the middle
     spacing_mm: tuple[float, float]  # in-plane, of the model's grid
     normalisation: Normalisation
-    overlap: float  # default share of a patch shared with the next, 0..0.9
+    overlap: float  # default share of a patch shared with the next, 0..MAX_OVERLAP
     orientation: str
     training_data: str
     licence: str
@@ -98,7 +99,7 @@ def load(model: str | Path = DEFAULT_MODEL) -> Manifest:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: not readable as JSON: {error}") from error
-    manifest = _parse(fields, path)
+    manifest = parse(fields, path)
     if not manifest.path.is_file():
         raise ManifestError(f"{manifest.path}: missing; the manifest beside it is of no use without it")
     found = sha256(manifest.path)
@@ -121,7 +122,8 @@ def _locate(model: str | Path) -> Path:
     return path
 
 
-def _parse(fields: object, path: Path) -> Manifest:
+def parse(fields: object, path: Path) -> Manifest:
+    """The manifest of the fields that `path` holds, or is to hold; `ManifestError` for what is wrong with them."""
     if not isinstance(fields, dict):
         raise ManifestError(f"{path}: must be a JSON object")
     unknown, missing = sorted(set(fields) - FIELDS), sorted(FIELDS - set(fields))
@@ -149,8 +151,8 @@ def _parse(fields: object, path: Path) -> Manifest:
     channels, overlap = fields["channels"], fields["overlap"]
     if type(channels) is not int or channels < 1 or channels % 2 == 0:
         raise refuse("channels", "an odd number of neighbouring slices")
-    if not _is_number(overlap) or not 0 <= overlap <= 0.9:
-        raise refuse("overlap", "a number in 0..0.9")
+    if not _is_number(overlap) or not 0 <= overlap <= MAX_OVERLAP:
+        raise refuse("overlap", f"a number in 0..{MAX_OVERLAP}")
     return Manifest(
         name=text("name", NAME, "letters, digits, dots, dashes and underscores"),
         version=text("version", r"[0-9]+\.[0-9]+\.[0-9]+", "a version such as 1.2.3"),

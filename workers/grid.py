@@ -20,7 +20,7 @@ from workers.suitability import MAX_VOXELS
 from workers.volume import Volume
 
 # Z, Y, X of the model in the patient's LPS system.
-_MODEL_AXES = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+MODEL_AXES = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 # Pixels this close to the model's size are taken as they are: over 400 pixels that is a fifth of a pixel at the border.
 SAME_SPACING = 1e-3
 
@@ -50,7 +50,7 @@ class Resampling:
 def to_canonical(volume: Volume) -> Canonical:
     """Turn a volume to the model's axes; of an oblique volume each axis goes to the nearest one."""
     directions = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
-    cosines = np.round(_MODEL_AXES @ directions, 6)  # (model axis, source axis); rounding must not decide a tie
+    cosines = np.round(MODEL_AXES @ directions, 6)  # (model axis, source axis); rounding must not decide a tie
     axes = max(itertools.permutations(range(3)), key=lambda order: sum(abs(cosines[i, a]) for i, a in enumerate(order)))
     flips = tuple(i for i, axis in enumerate(axes) if cosines[i, axis] < 0)
     return Canonical(

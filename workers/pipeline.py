@@ -140,14 +140,15 @@ def segment_series(
         The result did not pass its check.
     """
     timings: dict[str, float] = {}
+    overlap = manifest.overlap if worker.overlap is None else worker.overlap
     with _timed(timings, "read"):
         volume = read_series(paths)
     mask = predict_mask(
-        volume, engine, manifest, overlap=worker.overlap, batch=worker.batch, progress=progress, timings=timings
+        volume, engine, manifest, overlap=overlap, batch=worker.batch, progress=progress, timings=timings
     )
     description = engine.describe()
     with _timed(timings, "write"):
-        parameters = {**description, "overlap": f"{worker.overlap:g}"}
+        parameters = {**description, "overlap": f"{overlap:g}"}
         segmentation = build_segmentation(volume, mask, manifest, parameters, input_digest, seg)
         data = write(segmentation)
     with _timed(timings, "check"):

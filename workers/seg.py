@@ -1,7 +1,8 @@
 """The mask of a series as a DICOM Segmentation (PS3.3 A.51, C.8.20.2).
 
 The same input gives the same bytes: UIDs are derived, and every date and time is the source series' own, since a clock
-would make each repetition of a job another object under the same UID.
+would make each repetition of a job another object under the same UID. What remains: another CPU may round differently
+inside the engine, so that single voxels at a border could differ while the UID stays the same.
 
 `highdicom` is used here and in `workers.readback`, nowhere else.
 """

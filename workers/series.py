@@ -17,10 +17,9 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 from pydicom.valuerep import DSfloat
 
 from node.records import derived_uid
+from workers.grid import MODEL_AXES
 
 DATE, TIME = "20260314", "092653"
-# Z, Y, X of the model (right to left, superior to inferior, anterior to posterior) in the patient's LPS system.
-_MODEL_AXES = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def write_series(
 
 def lay_out(image: NDArray[np.uint16], spacing: Sequence[float], storage: Storage) -> Stored:
     """Exchange, reverse and tilt the axes of `image` (Z, Y, X) as `storage` says; its centre is the origin of LPS."""
-    directions = _MODEL_AXES.copy()
+    directions = MODEL_AXES.copy()
     directions[list(storage.flips)] *= -1
     directions = directions[list(storage.axes)] @ np.array(storage.rotation, float).reshape(3, 3).T
     voxels = np.flip(image, storage.flips).transpose(storage.axes)

@@ -1,6 +1,7 @@
 """A series of MR images as one volume with its place in the patient, or the reason why it cannot be one.
 
-Source: PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (Multi-frame Functional Groups), C.11.1 (Modality LUT).
+Source: PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (Multi-frame Functional Groups), C.7.5.1.1.2 (Pixel Padding Value), C.11.1
+(Modality LUT).
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VM
+from pydicom.multival import MultiValue
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 from pydicom.valuerep import DSfloat
 
@@ -42,8 +46,9 @@ class Volume:
 
     `voxels` (frames, rows, columns) float32, arbitrary MR units after rescale, frames in order along the normal (row
     direction x column direction), whatever their order in the files. `affine` (4, 4) float64 maps (frame, row, column,
-    1) to mm in the patient's LPS system; `spacing` is mm along (frames, rows, columns). `positions` (frames, 3) float64
-    mm are those of the frames as stored, between which spacing may vary by rounding.
+    1) to mm in the patient's LPS system; `spacing` is mm along (frames, rows, columns). Padding has the least value of
+    the rest. `positions` (frames, 3) float64 mm are those of the frames as stored, between which spacing may vary a
+    little.
 
     `sources` are headers without pixels: one per frame in the same order, or a single Enhanced MR one, and then
     `frame_numbers` gives the number, from 1, that each frame of `voxels` has in it.
@@ -111,23 +116,59 @@ def _decode(
     """Return rescaled voxels (frames, rows, columns) float32; one decoded frame at a time is in memory beside them."""
     place = {(frame.image, frame.number): (index, frame) for index, frame in enumerate(frames)}
     voxels = np.empty((len(frames), *shape), np.float32)
+    padded = []
     for number, (source, image) in enumerate(zip(sources, images, strict=True)):
+        with readable(image.name, "has a damaged header"):
+            padding = _padding(image.header)
         for frame_number, stored in iter_frames(source, image):
             index, frame = place[number, frame_number]
             with np.errstate(over="ignore"):  # found below
                 voxels[index] = stored * np.float64(frame.slope) + frame.intercept
-    low, high = float(voxels.min()), float(voxels.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
+            if padding is not None:
+                beyond = (stored >= padding[0]) & (stored <= padding[1])
+                if beyond.any():
+                    voxels[index][beyond] = np.nan  # until the least value of all frames is known
+                    padded.append(index)
+    low, high = float(np.fmin.reduce(voxels, axis=None)), float(np.fmax.reduce(voxels, axis=None))  # NaN apart
+    if np.isinf(low) or np.isinf(high):
         raise Unsuitable("pixel values are not finite after Rescale Slope and Intercept", RECONSTRUCT)
-    if low == high:
+    if not low < high:
         raise Unsuitable("all pixels of the series have the same value", "check that the images are not empty")
     if images[0].header.PhotometricInterpretation == "MONOCHROME1":  # least value is white, PS3.3 C.7.6.3.1.2
         np.subtract(np.float32(low + high), voxels, out=voxels)
+    for index in padded:
+        np.nan_to_num(voxels[index], copy=False, nan=low)
     return voxels
 
 
+def _padding(header: Dataset) -> tuple[int, int] | None:
+    """Return the least and the greatest stored value that mean "no image here", or None.
+
+    The value is brought into what Bits Stored and Pixel Representation can say, as decoders do with pixels: writers
+    take the wrong one of the two VRs, US and SS, or a value of all 16 bits.
+    """
+    value = _first(header.get("PixelPaddingValue"))
+    if value in (None, ""):
+        return None
+    limit = _first(header.get("PixelPaddingRangeLimit"))
+    bits, signed = int(header.BitsStored), int(header.PixelRepresentation)
+
+    def stored(number: Any) -> int:
+        # The VR depends on Pixel Representation; where pydicom could not tell, the bytes are left.
+        whole = int.from_bytes(number[:2], "little") if isinstance(number, bytes) else int(number)
+        whole &= (1 << bits) - 1
+        return whole - (1 << bits) if signed and whole >> (bits - 1) else whole
+
+    ends = sorted(stored(number) for number in (value, value if limit in (None, "") else limit))
+    return ends[0], ends[1]
+
+
 def _headers(images: Sequence[Image], frames: Sequence[Frame], gap: float) -> tuple[Dataset, ...]:
-    """Return the headers that a result is built from, with one orientation and the measured spacing in all of them."""
+    """Return the headers that a result is built from.
+
+    All have one orientation and the measured spacing; the first, from which patient and study are taken, has one value
+    where the standard has one: a backslash in a name makes two of it (PS3.5 6.2).
+    """
     first = frames[0]
     headers = []
     lossy = next((i for i in images if str(i.header.get("LossyImageCompression", "")) == "01"), None)
@@ -138,11 +179,10 @@ def _headers(images: Sequence[Image], frames: Sequence[Frame], gap: float) -> tu
             header.LossyImageCompression = "01"
             if lossy is None:
                 header.LossyImageCompressionMethod = method
-        thickness = header.get("SliceThickness")
         plane, measures = Dataset(), Dataset()
         plane.ImageOrientationPatient = _decimals(first.orientation)
         measures.PixelSpacing = _decimals(first.spacing)
-        measures.SliceThickness = thickness if thickness not in (None, "") else gap
+        measures.SliceThickness = _thickness(header, gap)
         measures.SpacingBetweenSlices = gap
         if is_enhanced(image):
             shared = Dataset()
@@ -153,7 +193,24 @@ def _headers(images: Sequence[Image], frames: Sequence[Frame], gap: float) -> tu
             header.update(plane)
             header.update(measures)
         headers.append(header)
+    for element in headers[0]:
+        several = isinstance(element.value, MultiValue) and dictionary_has_tag(element.tag)
+        if several and dictionary_VM(element.tag) == "1":
+            element.value = _first(element.value)
     return tuple(headers)
+
+
+def _thickness(header: Dataset, gap: float) -> DSfloat:
+    """Return the Slice Thickness in mm if it is one number above zero, else the gap between slices."""
+    try:
+        thickness = float(header.get("SliceThickness") or 0)
+    except (TypeError, ValueError):  # several values, or text
+        thickness = 0
+    return _decimals([thickness if 0 < thickness < np.inf else gap])[0]
+
+
+def _first(value: Any) -> Any:
+    return (value[0] if value else None) if isinstance(value, MultiValue) else value
 
 
 def _position(frame: Frame) -> Dataset:

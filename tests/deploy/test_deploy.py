@@ -107,6 +107,15 @@ def test_the_composed_node_and_worker_understand_their_environment(
     assert node["PENNODE_BROKER_URL"] == worker["PENNODE_BROKER_URL"]
 
 
+def test_composed_node_and_worker_read_the_same_settings_file(compose: dict[str, Any]) -> None:
+    mount = f"./{EXAMPLE.name}:/etc/pennode/pennode.toml:ro"
+    for name in ("node", "worker-cpu"):
+        assert mount in compose["services"][name]["volumes"], name
+    text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
+    (model,) = re.findall(r"^ +# - \./models/(\S+?):(\S+):ro$", text, re.MULTILINE)
+    assert f'model = "{model[1]}"' in text, "the commented mount and the setting beside it name one folder"
+
+
 def test_composed_services_are_hardened_and_watched(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert set(services) == {"redis", "node", "worker-cpu"}

@@ -21,11 +21,26 @@ BOUNDS = {"vertebra": 0.85, "spinal canal": 0.85, "intervertebral disc": 0.75}
 
 
 def spine_data() -> Path:
-    given = os.environ.get("SPINE_DATA")
-    folder = Path(given) if given else Path(__file__).parents[3] / "shared" / "data" / "spider_t2space"
-    if not given and not folder.is_dir():
-        pytest.skip("no spine data; set SPINE_DATA to a folder of npz files")
+    root = Path(os.environ.get("SPINE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    folder = root / "spider_t2space"
+    if not folder.is_dir():
+        pytest.skip(f"no spine data in {folder} (SPINE_DATA)")
     return folder
+
+
+def test_the_folder_of_spine_data_is_the_root_for_all_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spider_t2space").mkdir()
+    monkeypatch.setenv("SPINE_DATA", str(tmp_path))
+    assert spine_data() == tmp_path / "spider_t2space"
+
+
+def test_the_data_to_judge_a_model_on_are_named_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPINE_DATA", str(tmp_path))
+    app = Typer()
+    app.command()(evaluating.main)
+    run = CliRunner().invoke(app, [])
+    assert run.exit_code == 2
+    assert "--data" in run.output
 
 
 @pytest.mark.slow
@@ -59,7 +74,14 @@ def test_the_summary_leaves_out_what_is_not_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--model", "penn-spline"], ["--backend", "cuda"], ["--precision", "f64"], ["--data", "/nowhere"]]
+    "arguments",
+    [
+        ["--model", "penn-spline"],
+        ["--backend", "cuda"],
+        ["--precision", "f64"],
+        ["--data", "/nowhere"],
+        ["--overlap", "0.8"],
+    ],
 )
 def test_what_the_command_line_cannot_do_it_says(model: Path, arguments: list[str]) -> None:
     app = Typer()

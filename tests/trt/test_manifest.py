@@ -93,7 +93,7 @@ def test_what_is_not_json_is_refused(model: Path) -> None:
         ("normalisation", {"low": 1, "high": 99}),
         ("normalisation", {"low": 99, "high": 1, "clip": [0, 1]}),
         ("normalisation", {"low": 1, "high": 99, "clip": [1, 0]}),
-        ("overlap", 0.95),
+        ("overlap", 0.76),
         ("overlap", "half"),
         ("licence", ""),
         ("training_data", None),

@@ -240,6 +240,18 @@ def test_a_lossy_source_is_carried_on(tmp_path, small, manifest):
         ("SeriesNumber", 2**31 - 1, (2**31 - 1) % (2**31 // 100) * 100 + 1),
         ("SpecificCharacterSet", "ISO_IR 999", "ISO_IR 192"),
         ("PatientID", "7" * 70, "7" * 70),
+        ("PatientName", ["Geheim^Erna", "Geheim^Anna"], "Geheim^Erna"),
+        ("PatientID", ["1", "2"], "1"),
+        ("AccessionNumber", ["1", "2"], "1"),
+        ("StudyID", ["1", "2"], "1"),
+        ("StudyDescription", ["Spine", "Lumbar"], "Spine"),
+        ("ReferringPhysicianName", ["A", "B"], "A"),
+        ("PatientBirthDate", ["19600101", "19600102"], "19600101"),
+        ("PatientSex", ["F", "F"], "F"),
+        ("StudyDate", ["20260314", "20260315"], "20260314"),
+        ("SeriesNumber", [3, 4], 301),
+        ("BodyPartExamined", ["LSPINE", "SSPINE"], "LSPINE"),
+        ("PatientSize", [1.7, 1.8], 1.7),
     ],
 )
 def test_odd_headers_do_not_cost_the_result(keyword, value, kept, tmp_path, small, manifest):
@@ -256,6 +268,60 @@ def test_odd_headers_do_not_cost_the_result(keyword, value, kept, tmp_path, smal
     check_segmentation(data, volume, mask, manifest)
     assert parsed(data)[keyword].value == kept
     assert str(volume.sources[0]) == before, "the source's headers stay as they are"
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", ["4", "4"], "thick", None, ""])
+def test_a_slice_thickness_of_no_use_is_that_of_the_gap(value, tmp_path, small, manifest):
+    datasets = [dcmread(path) for path in write_series(tmp_path, small.lopsided(), small.SPACING)]
+    for dataset in datasets:
+        dataset["SliceThickness"]._value = value
+    volume = read_series(datasets)
+    mask = labels(volume.voxels.shape)
+    data = built(volume, mask, manifest)
+    check_segmentation(data, volume, mask, manifest)
+    measures = parsed(data).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == measures.SpacingBetweenSlices == pytest.approx(0.9)
+
+
+def test_a_slice_thickness_that_differs_from_the_gap_is_kept(tmp_path, small, manifest):
+    datasets = [dcmread(path) for path in write_series(tmp_path, small.lopsided(), small.SPACING)]
+    for dataset in datasets:
+        dataset.SliceThickness = "0.7"
+    volume = read_series(datasets)
+    measures = parsed(built(volume, labels(volume.voxels.shape), manifest)).SharedFunctionalGroupsSequence[0]
+    assert measures.PixelMeasuresSequence[0].SliceThickness == 0.7
+
+
+def test_a_name_that_differs_from_the_first_of_several_is_not_let_through(tmp_path, small, manifest):
+    datasets = [dcmread(path) for path in write_series(tmp_path, small.lopsided(), small.SPACING)]
+    for dataset in datasets:
+        dataset.PatientName = ["Geheim^Erna", "Geheim^Anna"]
+    volume = read_series(datasets)
+    mask = labels(volume.voxels.shape)
+    data = tampered(lambda d: setattr(d, "PatientName", "Geheim^Anna"))(built(volume, mask, manifest))
+    with pytest.raises(InvalidResult, match="another patient"):
+        check_segmentation(data, volume, mask, manifest)
+
+
+def test_slices_that_are_a_little_uneven_keep_their_positions_and_other_readers_form_the_volume(
+    tmp_path, small, manifest
+):
+    datasets = [dcmread(path) for path in write_series(tmp_path, small.lopsided(), (4.0, 0.9375, 0.9375))]
+    for dataset, shift in zip(datasets, (0.05, -0.05, 0.05, 0, -0.05, 0.05), strict=True):
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [round(x + shift, 2), y, z]
+    volume = read_series(datasets)
+    mask = labels(volume.voxels.shape)
+    data = built(volume, mask, manifest, Seg(omit_empty_frames=False))
+    check_segmentation(data, volume, mask, manifest)
+    written = {
+        tuple(g.PlanePositionSequence[0].ImagePositionPatient) for g in parsed(data).PerFrameFunctionalGroupsSequence
+    }
+    assert written == {tuple(d.ImagePositionPatient) for d in datasets}
+    geometry = hd.VolumeGeometry(volume.affine, mask.shape, "PATIENT", volume.frame_of_reference_uid)
+    placed = hd.seg.segread(io.BytesIO(data)).get_volume(combine_segments=True, rtol=0.05).match_geometry(geometry)
+    np.testing.assert_array_equal(placed.array, mask)
 
 
 # --- the gate -------------------------------------------------------------------------------------------------------

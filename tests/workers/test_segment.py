@@ -47,6 +47,7 @@ def test_a_folder_becomes_segmentations_and_pictures(folder, tmp_path):
     assert {s.label for s in segments} == {"Vertebra", "Spinal canal", "Intervertebral disc"}
     assert "vertebra" in done.stdout
     assert " ml" in done.stdout
+    assert done.stderr.count("[selection] are not applied here: every MR series found is segmented") == 1
     assert "ignored notes.txt: is not a DICOM file" in done.stderr
     assert "ignored DICOMDIR: a DICOM directory" in done.stderr
     assert "PHANTOM" not in done.output

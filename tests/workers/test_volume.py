@@ -26,6 +26,7 @@ from pydicom.uid import (
 from node.errors import InvalidInstance, PennodeError, Unsuitable
 from workers.enhanced import write_enhanced
 from workers.frames import copied
+from workers.pipeline import predict_mask
 from workers.series import Storage, write_series
 from workers.volume import read_series
 
@@ -245,6 +246,13 @@ def flat(images):
     return images
 
 
+def padded_all_over(images):
+    for dataset in images:
+        dataset.add_new(0x00280120, "US", 0)
+        dataset.add_new(0x00280121, "US", 4095)
+    return images
+
+
 def coloured(images):
     for dataset in images:
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
@@ -272,9 +280,9 @@ BAD = {
     "mixed orientations": (localizer, "different orientations .* localizer"),
     "one missing slice": (
         without_slices(4),
-        r"not evenly spaced: 1.80 mm between image 5 and image 3, 0.90 mm elsewhere",
+        r"slices are missing: 1.80 mm between image 5 and image 3, 0.90 mm elsewhere \(send the missing",
     ),
-    "irregular": (moved(5, 0.3, 0, 0), r"not evenly spaced: 1.20 mm between image 6 and image 5"),
+    "irregular": (moved(5, 0.3, 0, 0), r"not evenly spaced: 1.20 mm between image 6 and image 5.*\(recon"),
     "one moved onto another": (moved(5, -0.9, 0, 0), r"same position \(image \d, image \d\)"),
     "echoes": (twice(EchoTime=80), r"same position .*differ in echo time \(120.* and 80|80.* and 120"),
     "time points": (
@@ -286,7 +294,10 @@ BAD = {
     "twice the same": (lambda images: [*images, images[0]], "the same image is there twice"),
     "no reason known": (twice(), r"same position \(image \d+, image \d+\) "),
     "two frames of reference": (change("FrameOfReferenceUID", "1.2.3", ONE), "two or more frames of reference"),
-    "no frame of reference": (change("FrameOfReferenceUID", None), "no Frame of Reference UID"),
+    "no frame of reference": (
+        change("FrameOfReferenceUID", None),
+        "no Frame of Reference UID.*de-identification removed it.*keep or replace.*export the series again",
+    ),
     "two series": (change("SeriesInstanceUID", "1.2.3", ONE), "two or more series"),
     "different rows": (change("Rows", 29, ONE), "different sizes .*29 x 24 and 30 x 24"),
     "different columns": (change("Columns", 23, ONE), "different sizes"),
@@ -302,6 +313,13 @@ BAD = {
     "palette": (change("PhotometricInterpretation", "PALETTE COLOR"), "is a colour image or has no grey values"),
     "partly inverted": (change("PhotometricInterpretation", "MONOCHROME1", ONE), "some images are inverted"),
     "8 bit": (eight_bit, "8 bits per pixel; an MR image has 16"),
+    "high bit": (
+        change("HighBit", 15, ONE),
+        r"pixels of image 4 do not lie in the low bits .*Bits Stored 12, High Bit 15; High Bit must be Bits Stored - 1",
+    ),
+    "frames in classic MR": (change("NumberOfFrames", 2, ONE), "image 4 holds 2 frames"),
+    "negative rescale": (change("RescaleSlope", -1, ONE), "image 4 has a negative Rescale Slope"),
+    "nothing but padding": (padded_all_over, "all pixels of the series have the same value.*not empty"),
     "flat": (flat, "all pixels of the series have the same value"),
     "one slice": (lambda images: images[:1], "fewer than 2 slices"),
     "no finite rescale": (change("RescaleSlope", "nan", ONE), "image 4 has no usable Rescale Slope"),
@@ -331,6 +349,131 @@ def test_a_shift_below_rounding_is_accepted(images):
         if number == 2:
             dataset.ImagePositionPatient[0] += 0.01
     assert read_series(images).spacing[0] == pytest.approx(0.9, abs=0.005)
+
+
+def spaced_at(images, gaps, digits=None, normal=(1, 0, 0)):
+    """The same images, `gaps` mm apart along their normal, positions written with so many digits."""
+    offsets = np.concatenate([[0.0], np.cumsum(gaps)])
+    for dataset, offset in zip(images, offsets, strict=True):
+        position = offset * np.array(normal) + (1.23, -4.56, 7.89)
+        dataset.ImagePositionPatient = [round(v, digits) if digits is not None else round(v, 6) for v in position]
+    return images
+
+
+OBLIQUE_NORMAL = np.cross([0, 0.8, 0.6], [0.6, 0.48, -0.64])
+
+
+@pytest.mark.parametrize(
+    ("gaps", "digits"),
+    [
+        ([3.35] * 5, 1),
+        ([0.9375] * 5, 1),
+        ([4.05, 3.95, 4.05, 3.95, 4.0], None),
+        ([4.1, 3.9, 4.0, 4.1, 3.9], None),
+        ([4.0, 4.0, 4.06, 4.0, 4.0], None),
+        ([0.9, 0.9, 1.0, 0.8, 0.9], None),
+    ],
+)
+@pytest.mark.parametrize("oblique", [False, True])
+def test_slices_that_are_a_little_uneven_are_one_volume_and_keep_their_positions(gaps, digits, oblique, images, small):
+    if oblique:
+        for dataset in images:
+            dataset.ImageOrientationPatient = [0, 0.8, 0.6, 0.6, 0.48, -0.64]
+    spaced_at(images, gaps, digits, OBLIQUE_NORMAL if oblique else (-1, 0, 0))
+    volume = read_series(images[::-1])
+    assert volume.spacing[0] == pytest.approx(np.mean(gaps), abs=0.05)
+    stored = sorted(tuple(float(v) for v in d.ImagePositionPatient) for d in images)
+    assert sorted(map(tuple, volume.positions)) == stored
+
+
+@pytest.mark.parametrize("gaps", [[4, 4, 4.3, 4, 4], [4, 4, 5.8, 4, 4], [0.9, 0.9, 0.7, 0.9, 0.9]])
+def test_slices_that_are_more_than_a_little_uneven_are_not_called_missing(gaps, images):
+    assert re.search("not evenly spaced: .* elsewhere", text := refusal(spaced_at(images, gaps, normal=(-1, 0, 0))))
+    assert "missing" not in text
+
+
+@pytest.mark.parametrize("gaps", [[4, 4, 6, 4, 4], [0.9, 0.9, 0.9, 0.9, 2.7], [4, 4.3, 8, 4, 4]])
+def test_a_gap_of_half_a_slice_more_is_a_missing_slice(gaps, images):
+    text = refusal(spaced_at(images, gaps, normal=(-1, 0, 0)))
+    assert f"slices are missing: {max(gaps):.2f} mm between" in text
+
+
+# --- padding --------------------------------------------------------------------------------------------------------
+
+
+def framed(images, value, *, signed, bits=16):
+    """Pixels in a frame of about 5 %: the least value of the rest, or so many of them `value`."""
+    for dataset in images:
+        pixels = dataset.pixel_array.astype(np.int64) + 10
+        pixels[:, -1] = pixels[0, :] = 10
+        if value is not None:
+            pixels[:, -1] = pixels[0, :] = value
+        dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = int(signed), bits, bits - 1
+        dataset.PixelData = (pixels & 0xFFFF).astype("<u2").tobytes()
+    return images
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "bits", "vr", "written"),
+    [
+        (-2000, True, 16, "SS", -2000),
+        (-2000, True, 16, "US", 63536),
+        (-32768, True, 16, "SS", -32768),
+        (65535, False, 16, "US", 65535),
+        (65535, False, 12, "US", 65535),
+        (65535, False, 16, "SS", -1),
+        (-2000, True, 13, "SS", -2000),
+        (4095, False, 12, "US", 4095),
+        (0, False, 12, "US", 0),
+    ],
+)
+@pytest.mark.parametrize("inverted", [False, True])
+def test_padding_changes_neither_voxels_nor_mask(value, signed, bits, vr, written, inverted, paths, small, manifest):
+    def read(padded):
+        images = framed([dcmread(path) for path in paths], value if padded else None, signed=signed, bits=bits)
+        for dataset in images:
+            if inverted and not padded:  # there the least value is the greatest
+                pixels = dataset.pixel_array.copy()
+                pixels[:, -1] = pixels[0, :] = 3000
+                dataset.PixelData = pixels.astype("<u2").tobytes()
+            if inverted:
+                dataset.PhotometricInterpretation = "MONOCHROME1"
+                at = dataset.pixel_array.copy()
+                at[5, 5] = 3000  # the greatest value of the rest
+                dataset.PixelData = at.astype("<u2").tobytes()
+            at = dataset.pixel_array.copy()
+            at[6, 6] = 10
+            dataset.PixelData = at.astype("<u2").tobytes()
+            if padded:
+                dataset.add_new(0x00280120, vr, written)
+        return read_series(images)
+
+    padded, plain = read(True), read(False)
+    np.testing.assert_array_equal(padded.voxels, plain.voxels)
+    masks = [predict_mask(v, small.formula, manifest, overlap=0.5, batch=4) for v in (padded, plain)]
+    np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.parametrize("ends", [(-2000, -1500), (-1500, -2000), (-1800, "")])
+def test_a_range_of_padding_is_taken_out_of_every_slice_after_its_own_rescale(ends, paths):
+    images = framed([dcmread(path) for path in paths], -1800, signed=True)
+    for number, dataset in enumerate(images):
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1 + number, 5
+        dataset.add_new(0x00280120, "SS", ends[0])
+        if ends[1]:
+            dataset.add_new(0x00280121, "SS", ends[1])
+    voxels = read_series(images).voxels
+    rest = voxels[:, 1:, :-1]
+    assert rest.min() > 0
+    assert (voxels[:, 0] == rest.min()).all()
+    assert (voxels[:, :, -1] == rest.min()).all()
+
+
+def test_padding_of_an_enhanced_object(enhanced, small):
+    enhanced.add_new(0x00280120, "US", int(small.lopsided().max()))
+    image = small.lopsided()[::-1].astype(np.float32)
+    image[image == image.max()] = image.min()
+    np.testing.assert_array_equal(read_series([enhanced]).voxels, image)
 
 
 def test_pixel_data_that_is_missing(images):
