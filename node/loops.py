@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from node.errors import Retryable
 
@@ -40,17 +40,10 @@ class Loop(threading.Thread):
         """Begin the next round at once."""
         self._wakeup.set()
 
-    def stop(self, timeout: float = 10.0) -> None:
+    def stop(self) -> None:
         """End after the current round."""
         self._stopping.set()
         self._wakeup.set()
-        if self.is_alive() and self is not threading.current_thread():
-            self.join(timeout)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether `stop` was called; a long round looks here."""
-        return self._stopping.is_set()
 
     def run(self) -> None:
         """Go round until stopped."""
@@ -77,3 +70,13 @@ class Loop(threading.Thread):
             log.info("%s: works again", self.name)
         self.trouble = ""
         return wait
+
+
+def stop_all(loops: Sequence[Loop], timeout: float = 10.0) -> None:
+    """End several loops after their current rounds; one that hangs costs `timeout` seconds once, not each."""
+    for loop in loops:
+        loop.stop()
+    give_up = time.monotonic() + timeout
+    for loop in loops:
+        if loop.is_alive():
+            loop.join(max(0.0, give_up - time.monotonic()))

@@ -24,12 +24,12 @@ from node.assembly import Assembler
 from node.configuration import secret
 from node.delivery import Courier, addresses
 from node.dispatch import Dispatcher, celery_publisher
-from node.errors import ConfigurationError, LedgerUnavailable
+from node.errors import ConfigurationError, LedgerUnavailable, OutOfDisk
 from node.http import HttpServer
 from node.keeper import WorkerKeeper
 from node.ledger import Ledger
 from node.listener import Door
-from node.loops import Loop
+from node.loops import Loop, stop_all
 from node.records import WORKER_SILENT_S, Instance
 from node.retention import Caretaker
 from node.selection import Verdict, select_series
@@ -96,9 +96,9 @@ class Node:
         self._add_loops(ledger, spool, door)
         api = WorkerApi(ledger, spool, settings.api, settings.dispatch, names, finished=lambda: self._wake("delivery"))
         self._serve_http(ledger, spool, door, api, stack)
+        stack.callback(stop_all, list(self._loops.values()))
         for loop in self._loops.values():
             loop.start()
-            stack.callback(loop.stop)
         # The door opens last and closes first: whoever gets in finds everything behind it ready.
         host, port = door.start()
         stack.callback(door.stop)
@@ -154,8 +154,11 @@ class Node:
             server.start()
 
     def _health(self, ledger: Ledger, spool: Spool, door: Door) -> Health:
-        free_mb = spool.free_bytes() / 1e6
-        floor_mb = self.settings.listener.free_floor_mb
+        try:
+            free_mb = spool.free_bytes() / 1e6
+            disk = (free_mb >= self.settings.listener.free_floor_mb, f"{free_mb / 1000:.1f} GB free")
+        except OutOfDisk as error:
+            disk = (False, str(error))
         try:
             workers = len(ledger.workers(time.time() - WORKER_SILENT_S))
             answers = (True, "answers")
@@ -167,7 +170,7 @@ class Node:
                 Component("ledger", *answers),
                 Component("listener", door.is_listening(), listening),
                 *(Component(name, server.is_alive(), "serves") for name, server in self._servers.items()),
-                Component("disk", free_mb >= floor_mb, f"{free_mb / 1000:.1f} GB free"),
+                Component("disk", *disk),
                 Component("workers", workers > 0, f"{workers} alive"),
                 *(Component(name, not loop.trouble, loop.trouble or "works") for name, loop in self._loops.items()),
             )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 
 import pytest
 
 from node.errors import BrokerUnavailable, Permanent
-from node.loops import Loop
+from node.loops import Loop, stop_all
 
 
 @pytest.fixture
@@ -29,11 +30,9 @@ def test_a_loop_goes_round_with_the_time_and_can_be_woken(rounds: queue.Queue[fl
     assert rounds.get(timeout=5) == 1.0
     loop.wake()
     assert rounds.get(timeout=5) == 2.0
-    assert not loop.stopping
-    loop.stop()
-    assert loop.stopping
+    stop_all([loop])
     assert not loop.is_alive()
-    loop.stop()
+    stop_all([loop])
 
 
 def test_trouble_is_shown_logged_once_and_passes(rounds: queue.Queue[float], caplog: pytest.LogCaptureFixture) -> None:
@@ -58,7 +57,7 @@ def test_trouble_is_shown_logged_once_and_passes(rounds: queue.Queue[float], cap
         assert loop.trouble == "gone (wait)"
         loop.wake()
     rounds.get(timeout=5)
-    loop.stop()
+    stop_all([loop])
     assert loop.trouble == ""
     assert [r.getMessage() for r in caplog.records] == ["dispatch: gone (wait)", "dispatch: works again"]
     assert broken == []
@@ -77,3 +76,24 @@ def test_any_other_exception_takes_the_node_down(bug: Exception) -> None:
     assert broken.get(timeout=5) == "assembly"
     loop.join(5)
     assert not loop.is_alive()
+
+
+def test_loops_that_hang_cost_their_time_once() -> None:
+    hang, entered = threading.Event(), queue.Queue[float]()
+
+    def tick(now: float) -> float:
+        entered.put(now)
+        hang.wait(30)
+        return 3600.0
+
+    loops = [Loop(f"hanging {n}", tick, broken=lambda _: None) for n in range(4)]
+    for loop in loops:
+        loop.start()
+    for _ in loops:
+        entered.get(timeout=5)
+    begun = time.monotonic()
+    stop_all(loops, timeout=0.5)
+    assert time.monotonic() - begun < 1.5
+    hang.set()
+    stop_all(loops)
+    assert not any(loop.is_alive() for loop in loops)
