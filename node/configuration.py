@@ -14,7 +14,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
 from node.errors import ConfigurationError
-from node.settings import PREFIX, Section, Settings, Url, masked
+from node.settings import PREFIX, Section, Settings
+from node.urls import Url, masked
 
 # Names the program itself reads from the environment, beside the settings.
 RESERVED = frozenset({"PENNODE_CONFIG"})

@@ -19,7 +19,8 @@ from node.broker import SEGMENT_TASK, celery_config
 from node.errors import BrokerUnavailable
 from node.ledger import Ledger
 from node.records import WORKER_SILENT_S, JobState
-from node.settings import Dispatch, Settings, masked
+from node.settings import Dispatch, Settings
+from node.urls import masked
 
 log = logging.getLogger(__name__)
 

@@ -15,25 +15,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from node.urls import Url
+
 PREFIX = "PENNODE_"
-
-# Rather too much is hidden than too little: all from the first colon after the slashes to the last @.
-_PASSWORD = re.compile(r"(?<=//)([^:/@\s]*):\S*@")
-
-
-def masked(url: str) -> str:
-    """Return `url` with the password, if it holds one, shown as ``***``."""
-    return _PASSWORD.sub(r"\1:***@", url)
-
-
-class Url(str):
-    """A URL whose repr hides the password."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(masked(self))
-
 
 SecretUrl = Annotated[str, AfterValidator(Url)]
 # PS3.5 table 6.2-1, VR AE: at most 16 characters, no backslash or control character, not only spaces.

@@ -29,9 +29,8 @@ def write_whole(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
                 Path(file.name).chmod(0o644)
                 Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            finally:
+                Path(file.name).unlink(missing_ok=True)  # there only if it did not get its name
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfDisk(f"no space left to write {path.name}", "free some disk space") from error

@@ -23,7 +23,7 @@ from sqlalchemy.exc import (
 )
 
 from node.errors import ConfigurationError, LedgerUnavailable
-from node.settings import masked
+from node.urls import masked
 
 _WRITE = "pennode_write"
 # Any number will do; it must stay the same for ever.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, update
 
 from node.errors import LeaseLost, NotFound, Permanent
 from node.ledger.database import Database
@@ -250,7 +250,7 @@ class Jobs:
             return _get(connection, job_id)
 
 
-def _held(job_id: str, fence: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own expression type
+def _held(job_id: str, fence: int) -> ColumnElement[bool]:
     return (job.c.id == job_id) & (job.c.state == _S.RUNNING.value) & (job.c.fence == fence)
 
 

@@ -13,7 +13,8 @@ from pydantic import SecretStr, ValidationError
 
 from node.configuration import effective, load, secret
 from node.errors import ConfigurationError
-from node.settings import Destination, Listener, Settings, masked
+from node.settings import Destination, Listener, Settings
+from node.urls import masked
 
 
 @pytest.fixture(autouse=True)
