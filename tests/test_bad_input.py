@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
-from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, RLELossless, generate_uid
 
 from node.records import Job, JobState
 from tests.harness import clean_environment, pennode, site
@@ -63,6 +63,14 @@ def make_flat(image: Dataset) -> None:
     image.PixelData = bytes(len(image.PixelData))
 
 
+def damage_compressed_pixels(image: Dataset) -> None:
+    """Whole on the wire, so the node takes it; only who decodes it finds out."""
+    image.compress(RLELossless)
+    data = bytearray(image.PixelData)
+    data[16:80] = b"\xff" * 64  # the RLE header with its segment offsets (PS3.5 annex G)
+    image.PixelData = bytes(data)
+
+
 def move_onto_the_first(images: list[Dataset]) -> list[Dataset]:
     images[4].ImagePositionPatient = images[3].ImagePositionPatient
     return images
@@ -87,6 +95,7 @@ BAD: dict[str, tuple[Change, JobState, str]] = {
     ),
     "colour": (each(make_colour), JobState.REJECTED, "colour"),
     "8 bit": (each(make_8_bit), JobState.REJECTED, "8"),
+    "damaged compressed pixels": (one(4, damage_compressed_pixels), JobState.REJECTED, "pixel"),
     "zero variance": (each(make_flat), JobState.REJECTED, "same value"),
     "no pixel spacing": (each(lambda i: delattr(i, "PixelSpacing")), JobState.REJECTED, "Pixel Spacing"),
     "no position": (one(2, lambda i: delattr(i, "ImagePositionPatient")), JobState.REJECTED, "has no position"),

@@ -102,6 +102,7 @@ def test_config_show_masks_secrets(state: dict[str, str]) -> None:
         (["node", "--config", "/nonexistent.toml"], {}, ["/nonexistent.toml"]),
         (["worker"], {}, ["no node is known", "worker.node_url"]),
         (["worker"], {"PENNODE_WORKER_MODEL": "nothing"}, ["no model 'nothing'", "penn-spine"]),
+        (["worker"], {"PENNODE_WORKER_BACKEND": "tensorrt"}, ["does not serve on TensorRT yet", "worker.backend"]),
         (["node"], {"PENNODE_LEDGER_URL": "mysql://h/x"}, ["ledger.url", "postgresql://"]),
         (["send", "/nonexistent", "--to", "A@h:1"], {}, ["there is no /nonexistent"]),
         (["send", ".", "--to", "nobody"], {}, ["AE@HOST:PORT"]),

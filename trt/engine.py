@@ -6,7 +6,6 @@ EngineError is raised for a backend that does not exist or is not there, and for
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args
 
@@ -68,22 +67,24 @@ def open_engine(
     Raises `EngineError` for an unknown or missing backend or a precision the device lacks, `ValueError` for numbers
     below one.
     """
-    if backend not in BACKENDS:
-        raise EngineError(f"no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    require_backend(backend)
     if precision not in get_args(Precision):
         raise EngineError(f"no precision {precision!r}; choose one of: {', '.join(get_args(Precision))}")
     threads = cores() if threads is None else threads
     if threads < 1 or batch < 1:
         raise ValueError(f"threads and batch must be at least 1, not {threads} and {batch}")
-    if backend == "tensorrt":
-        raise EngineError(_why_no_tensorrt())
     return OpenVinoEngine(manifest, threads, batch, precision)
 
 
-def _why_no_tensorrt() -> str:
-    if find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is None:
-        return "TensorRT is not installed: `pip install pennode[gpu]`, or use backend openvino, which needs no GPU"
-    return "this version serves on openvino only; TensorRT is installed but not used yet: choose backend openvino"
+def require_backend(backend: str) -> None:
+    """Tell at once, and at no cost, whether this version can serve on `backend`.
+
+    Raises `EngineError` when it cannot.
+    """
+    if backend not in BACKENDS:
+        raise EngineError(f"no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    if backend == "tensorrt":
+        raise EngineError("this version does not serve on TensorRT yet: choose backend openvino, which needs no GPU")
 
 
 class OpenVinoEngine:

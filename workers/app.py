@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -76,7 +77,7 @@ def create_app(settings: Settings, name: str) -> Celery:
         try:
             bench()
         except PennodeError as error:
-            # Said again, and to the node, by the first job.
+            # Said again at each job, which is left to a worker that can.
             log.error("not ready: %s", error)
 
     worker_process_init.connect(warm_up, weak=False)
@@ -113,10 +114,10 @@ class _Attendant(threading.Thread):
         client = client_for(self._settings)
         model = Path(self._settings.worker.model).name
         device = f"{self._settings.worker.backend} on {os.cpu_count()} CPU cores"
-        rounds = int(_GREET_EVERY_S / _ORPHAN_CHECK_S)
-        count = 0
+        next_greeting = 0.0
         while True:
-            if count % rounds == 0:
+            if time.monotonic() >= next_greeting:
+                next_greeting = time.monotonic() + _GREET_EVERY_S
                 try:
                     client.greet(self._name, version("pennode"), device, model)
                 except PennodeError as error:
@@ -125,5 +126,4 @@ class _Attendant(threading.Thread):
                 log.warning("the process that started this worker is gone: stopping")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            count += 1
-            threading.Event().wait(_ORPHAN_CHECK_S)
+            time.sleep(_ORPHAN_CHECK_S)

@@ -30,6 +30,7 @@ def worker(
     config: _Config = None, supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 ) -> None:
     """Run one worker: it takes jobs from the broker and talks to the node."""
+    from trt.engine import EngineError, require_backend
     from trt.manifest import ManifestError, load
     from workers.app import run_worker
 
@@ -37,8 +38,11 @@ def worker(
     logs.configure(settings.log.level, settings.log.format)
     try:
         load(settings.worker.model)
+        require_backend(settings.worker.backend)
     except ManifestError as error:
         raise ConfigurationError(f"the model cannot be used: {error}", "check worker.model") from error
+    except EngineError as error:
+        raise ConfigurationError(str(error), "check worker.backend") from error
     raise typer.Exit(run_worker(settings, supervised=supervised))
 
 

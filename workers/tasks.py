@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.errors import EngineFailure, LeaseLost, NodeUnavailable, PennodeError, Retryable, Unsuitable
+from node.errors import EngineFailure, InvalidInstance, LeaseLost, PennodeError, Retryable, Unsuitable
 from node.records import Claim
 from node.settings import Settings
 from workers.nodeclient import Heartbeat, NodeClient
@@ -56,7 +56,7 @@ def run(job_id: str, bench: Callable[[], Bench], client: NodeClient, name: str) 
             _work(claim, ready, client, beat)
     except LeaseLost as error:
         log.info("job=%s left alone: %s", job_id, error)
-    except Unsuitable as error:
+    except (Unsuitable, InvalidInstance) as error:
         _tell(client, claim, "rejected", error)
     except Retryable as error:
         _tell(client, claim, "retryable", error)
@@ -94,7 +94,7 @@ def _tell(client: NodeClient, claim: Claim, kind: str, error: PennodeError) -> N
         client.fail(claim, kind, "segment", error.reason, error.next_step)
     except LeaseLost:
         log.info("job=%s was taken back meanwhile", claim.job_id)
-    except (NodeUnavailable, PennodeError) as untold:
+    except PennodeError as untold:
         # The lease runs out by itself then.
         log.warning("job=%s: the node could not be told: %s", claim.job_id, untold)
 
