@@ -5,19 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trt.dataset import (
-    IGNORED,
-    Case,
-    DatasetError,
-    Sampler,
-    Split,
-    make_split,
-    read_case,
-    read_folder,
-    read_split,
-    write_split,
-)
+from trt.dataset import DatasetError, Split, make_split, read_folder, read_split, write_split
 from trt.manifest import models_dir
+from trt.sources import read_case
 
 
 def write(path: Path, **arrays: np.ndarray) -> Path:
@@ -26,7 +16,7 @@ def write(path: Path, **arrays: np.ndarray) -> Path:
 
 
 def test_a_good_case_is_read(tmp_path: Path) -> None:
-    image, mask = np.arange(24).reshape(2, 3, 4), np.zeros((2, 3, 4), np.int64)
+    image, mask = np.arange(24).reshape(2, 3, 4), np.ones((2, 3, 4), np.int64)
     case = read_case(write(tmp_path / "pt1_t2.npz", image=image, mask=mask), 3)
     assert case.image.dtype == np.float32
     assert case.mask.dtype == np.uint8
@@ -68,7 +58,7 @@ def test_a_folder_is_read_in_order_and_misses_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no \.npz"):
         read_folder(tmp_path, 3)
     for name in ("b", "a_t1", "a_t2"):
-        write(tmp_path / f"{name}.npz", image=np.zeros((1, 2, 2)), mask=np.zeros((1, 2, 2), int))
+        write(tmp_path / f"{name}.npz", image=np.arange(4).reshape(1, 2, 2), mask=np.ones((1, 2, 2), int))
     assert [case.name for case in read_folder(tmp_path, 3)] == ["a_t1", "a_t2", "b"]
     assert [case.name for case in read_folder(tmp_path, 3, ["a"])] == ["a_t1", "a_t2"]
     with pytest.raises(DatasetError, match="no file for patient c"):
@@ -104,45 +94,3 @@ def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
 def test_the_committed_split_holds_back_six_of_thirty_two() -> None:
     split = read_split(models_dir() / "penn-spine" / "split.json")
     assert (len(split.train), len(split.validation)) == (26, 6)
-
-
-def sampler(seed: int, shape: tuple[int, int, int] = (4, 60, 50)) -> Sampler:
-    mask = np.zeros(shape, np.uint8)
-    mask[shape[0] // 2, shape[1] // 2, shape[2] // 2] = 2  # one voxel of one class
-    image = np.broadcast_to(np.arange(shape[0], dtype=np.float32)[:, None, None], shape).copy()
-    return Sampler([Case("a", image, mask)], labels=3, channels=3, patch=16, size=24, seed=seed)
-
-
-def test_crops_are_fixed_by_the_seed() -> None:
-    first, second, other = sampler(1).draw(8), sampler(1).draw(8), sampler(2).draw(8)
-    np.testing.assert_array_equal(first[0], second[0])
-    np.testing.assert_array_equal(first[1], second[1])
-    assert (first[0] != other[0]).any()
-
-
-def test_a_rare_class_is_drawn_as_often_as_others() -> None:
-    _, masks = sampler(0).draw(200)
-    share = (masks == 2).any(axis=(1, 2)).mean()
-    assert 0.15 < share < 0.4  # a quarter by the rule, give or take chance
-
-
-def test_channels_are_symmetric_neighbours_clamped_at_the_ends() -> None:
-    images, _ = sampler(3).draw(100)
-    below, centre, above = images[:, :, 0, 0].T
-    distances = np.maximum(centre - below, above - centre)
-    assert set(distances.tolist()) >= {0.0, 1.0, 2.0}
-    assert (below <= centre).all()
-    assert (above <= centre + 4).all()
-
-
-def test_the_patch_lies_within_the_slice_and_the_rest_is_ignored() -> None:
-    _, masks = sampler(0).draw(100)
-    assert (masks[:, 4:20, 4:20] != IGNORED).all()
-    assert (masks == IGNORED).any()
-    _, masks = sampler(0, (1, 5, 5)).draw(2)
-    assert ((masks != IGNORED).sum(axis=(1, 2)) == 25).all()
-
-
-def test_nothing_to_train_on_is_an_error() -> None:
-    with pytest.raises(DatasetError, match="no series"):
-        Sampler([], 3, 3, 16, 24, 0)
