@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trt.dataset import IGNORED
+from trt.sampler import Place
+
 SCALE = 1.25  # in-plane zoom, drawn from 1/SCALE..SCALE
 ROTATION = math.radians(15)
 
 
-def margin(patch: int) -> int:
-    """Side of the crop, in pixels, from which every rotated and scaled patch of side `patch` can be cut."""
-    return 2 * math.ceil(patch * SCALE * (math.cos(ROTATION) + math.sin(ROTATION)) / 2)
-
-
-def augment(images: Tensor, masks: Tensor, patch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Patches from crops: (N, C, S, S) float32 in 0..1 and (N, S, S) uint8 to sides of `patch`, masks as int64."""
-    images, masks = deform(images, masks, patch, generator)
+def cut(places: Sequence[Place], patch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Augmented patches (N, C, patch, patch) float32 in 0..1 and their masks (N, patch, patch) int64."""
+    images, masks = deform(places, patch, generator)
     flipped = torch.rand(len(images), generator=generator) < 0.5  # left for right: the order of the slices
     images[flipped] = images[flipped].flip(1)
     return recolour(images, generator), masks
 
 
-def deform(images: Tensor, masks: Tensor, patch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rotate and scale in the plane; images bilinear, masks nearest."""
-    count, size = len(images), images.shape[-1]
+def deform(places: Sequence[Place], patch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Cut patches out of their slices, turned and scaled in the plane; images bilinear, masks nearest.
+
+    Over the edge of the slice the image repeats its edge and the mask is IGNORED.
+    """
+    count = len(places)
     draw = torch.rand(3, count, generator=generator) * 2 - 1  # (3, N), -1..1
     angle = torch.where(torch.rand(count, generator=generator) < 0.7, draw[0] * ROTATION, 0.0)
     height = SCALE ** draw[1]
-    width = height * 1.1 ** draw[2]  # a little anisotropy
-    width = width.clamp(1 / SCALE, SCALE)
-    cosine, sine, zero = angle.cos() * patch / size, angle.sin() * patch / size, torch.zeros(count)
-    rows = (cosine * width, -sine * height, zero, sine * width, cosine * height, zero)
-    theta = torch.stack(rows, dim=1).reshape(count, 2, 3)  # (N, 2, 3), x before y
-    grid = functional.affine_grid(theta, [count, 1, patch, patch], align_corners=False)  # (N, patch, patch, 2)
-    images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    moved = functional.grid_sample(
-        masks[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
-    )
-    return images, moved[:, 0].long()
+    width = (height * 1.1 ** draw[2]).clamp(1 / SCALE, SCALE)  # a little anisotropy
+    steps = torch.arange(patch) - (patch - 1) / 2  # pixels from the middle of the patch
+    images = torch.empty(count, len(places[0].slices), patch, patch)
+    masks = torch.empty(count, patch, patch, dtype=torch.int64)
+    for n, place in enumerate(places):
+        cosine, sine = math.cos(angle[n]), math.sin(angle[n])
+        down, across = steps[:, None] * height[n], steps[None, :] * width[n]
+        y = place.y + cosine * down + sine * across  # (patch, patch), in pixels of the slice
+        x = place.x - sine * down + cosine * across
+        rows, columns = place.mask.shape
+        grid = torch.stack((_unit(x, columns), _unit(y, rows)), dim=-1)[None]  # (1, patch, patch, 2), x before y
+        images[n] = functional.grid_sample(
+            torch.from_numpy(place.slices)[None], grid, mode="bilinear", padding_mode="border", align_corners=True
+        )[0]
+        nearest_y, nearest_x = y.round().long(), x.round().long()
+        outside = (nearest_y < 0) | (nearest_y >= rows) | (nearest_x < 0) | (nearest_x >= columns)
+        at = nearest_y.clamp(0, rows - 1) * columns + nearest_x.clamp(0, columns - 1)
+        masks[n] = torch.from_numpy(place.mask).reshape(-1)[at].long()
+        masks[n][outside] = IGNORED
+    return images, masks
+
+
+def _unit(pixels: Tensor, length: int) -> Tensor:
+    """Pixel numbers as grid_sample counts with aligned corners: -1 at the first, 1 at the last."""
+    return pixels * (2 / max(length - 1, 1)) - 1
 
 
 def recolour(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,198 +1,200 @@
-"""Train PENN on a folder of npz series: `python -m trt.train --data DIR --out DIR`; 20 minutes, on two CPU cores.
+"""Train PENN: `python -m trt.train --data DIR --out DIR`; one night on two CPU cores, less on a GPU.
 
-With `--steps` the run is fixed by the seed (on one kind of machine and number of threads), as long as the time limit
-does not end it. Without, the learning rate follows the clock: the same patches in the same order, but as many as time
-allows.
+Killed at any moment and started again with the same words, the run goes on from its last checkpoint and ends with the
+weights that it would have had. On several GPUs: `torchrun --nproc-per-node N -m trt.train ...`, --batch being that of
+each.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.nn import functional
+from torch.utils.tensorboard import SummaryWriter
 
-from trt.augment import augment, margin
-from trt.dataset import IGNORED, Case, DatasetError, Sampler, make_split, read_folder, write_split
-from trt.manifest import Normalisation
-from trt.patches import normalise
-from trt.penn import Penn, PennConfig
+from trt.dataset import Case, DatasetError, Split, make_split, read_folder, read_split, write_split
+from trt.penn import PennConfig
+from trt.renditions import Mixture
+from trt.trainer import Run, Step, TrainConfig, checkpoint_steps, prepare, time_per_step
+from trt.watch import Watch
 
-NORMALISATION = Normalisation(low=0.5, high=99.5, clip=(0.0, 1.0))
+LABELS = ("vertebra", "spinal canal", "intervertebral disc", "neoplasm")
 HELD_BACK = 6  # patients
+CURVE = 10  # steps between two points
+RATES = {"sgd": (TrainConfig.learning_rate, TrainConfig.weight_decay), "adamw": (2e-3, 1e-2)}
+"""Learning rate and weight decay that suit each optimiser."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the run ends at `steps` or after `minutes`, whichever comes first."""
+class Optimiser(StrEnum):
+    """How weights follow gradients."""
 
-    network: PennConfig = field(default_factory=PennConfig)
-    patch: int = 128  # pixels, both sides
-    batch: int = 12
-    learning_rate: float = 2e-3  # falls to zero along a cosine, after a warm-up
-    warm_up: int = 50  # steps
-    weight_decay: float = 1e-2
-    decay: float = 0.995  # of the moving average of the weights, which is what is kept
-    minutes: float = 20.0
-    steps: int | None = None
-    seed: int = 0
-    bf16: bool = True  # convolutions in bfloat16; weights, losses and averages stay float32
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a run stands. `fraction` 0..1 is the share done of the steps, or of the time where no steps are given."""
-
-    step: int
-    fraction: float
-    loss: float
-    seconds: float
-
-
-def dice_and_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - soft Dice over the foreground classes of the batch, plus cross-entropy; (N, K, H, W) and (N, H, W) int64."""
-    entropy = functional.cross_entropy(logits, target, ignore_index=IGNORED)
-    known = target != IGNORED  # (N, H, W)
-    probability = logits.softmax(1)[:, 1:] * known[:, None]  # (N, K - 1, H, W)
-    classes = torch.arange(1, logits.shape[1])[None, :, None, None]
-    truth = (target[:, None] == classes).to(probability.dtype)  # (N, K - 1, H, W)
-    overlap = (probability * truth).sum((0, 2, 3))  # (K - 1)
-    total = probability.sum((0, 2, 3)) + truth.sum((0, 2, 3))
-    return entropy + 1 - ((2 * overlap + 1) / (total + 1)).mean()
-
-
-def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:
-    """Rises over the warm-up, then falls along a cosine to zero at the end of the run."""
-    return config.learning_rate * min(1.0, (step + 1) / config.warm_up) * 0.5 * (1 + math.cos(math.pi * fraction))
-
-
-def train(
-    cases: Sequence[Case],
-    config: TrainConfig,
-    report: Callable[[Step], None] = lambda step: None,
-    keep: Callable[[Penn, int], None] = lambda network, step: None,
-) -> tuple[Penn, int]:
-    """Train on normalised `cases`; the averaged network in evaluation mode and the steps it took.
-
-    `report` is told of every step; `keep` is given the network about once a minute.
-    """
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    network = Penn(config.network).to(memory_format=torch.channels_last)
-    average: Penn = copy.deepcopy(network).eval()
-    labels = config.network.classes - 1
-    sampler = Sampler(cases, labels, config.network.channels, config.patch, margin(config.patch), config.seed)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    began, step, fraction, seconds, kept = time.monotonic(), 0, 0.0, 0.0, 0.0
-    while fraction < 1 and seconds < 60 * config.minutes:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, step, fraction)
-        images, masks = (torch.from_numpy(array) for array in sampler.draw(config.batch))
-        patches, target = augment(images, masks, config.patch, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            logits = network(patches.contiguous(memory_format=torch.channels_last))
-        loss = dice_and_cross_entropy(logits.float(), target)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimiser.step()
-        step += 1
-        _follow(average, network, min(config.decay, step / (step + 10)))
-        seconds = time.monotonic() - began
-        fraction = min(step / config.steps if config.steps else seconds / (60 * config.minutes), 1.0)
-        report(Step(step, fraction, loss.item(), seconds))
-        if seconds - kept > 60:
-            kept = seconds
-            keep(average, step)
-    return average, step
-
-
-def _follow(average: Penn, network: Penn, decay: float) -> None:
-    with torch.no_grad():
-        for kept, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-            if kept.dtype.is_floating_point:
-                kept.lerp_(new, 1 - decay)
-            else:
-                kept.copy_(new)
-
-
-def prepare(cases: Sequence[Case]) -> tuple[Case, ...]:
-    """The cases with their images normalised as the manifest will say."""
-    return tuple(replace(case, image=normalise(case.image, NORMALISATION)) for case in cases)
-
-
-def save(network: Penn, config: TrainConfig, step: int, path: Path) -> None:
-    """Write weights and the configuration that made them; whole or not at all."""
-    document: dict[str, Any] = {"config": asdict(config), "steps": step, "weights": network.state_dict()}
-    partial = path.with_suffix(".partial")
-    torch.save(document, partial)
-    partial.replace(path)
-
-
-def load_checkpoint(path: Path) -> tuple[Penn, TrainConfig, int]:
-    """The network in evaluation mode, its configuration and the number of steps it was trained for."""
-    document = torch.load(path, weights_only=True)
-    fields = dict(document["config"])
-    config = TrainConfig(**{**fields, "network": PennConfig(**fields["network"])})
-    network = Penn(config.network)
-    network.load_state_dict(document["weights"])
-    return network.eval(), config, int(document["steps"])
+    SGD = "sgd"
+    ADAMW = "adamw"
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of npz files with image and mask.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoint.pt and split.json.")],
-    minutes: Annotated[float, typer.Option(help="Time limit.")] = TrainConfig.minutes,
-    steps: Annotated[int | None, typer.Option(help="End after so many steps; makes the run reproducible.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws split, weights, patches and augmentation.")] = 0,
-    bf16: Annotated[bool, typer.Option(help="Train in bfloat16: twice as fast where the CPU knows it.")] = True,
+    data: Annotated[Path, typer.Option(help="Folder of npz files, NIfTI pairs, or DICOM series with DICOM SEG.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint.pt, split.json and the curves.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the whole run.")] = TrainConfig.steps,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="As many steps as this takes, by a short trial, instead.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws weights, patches, renditions and augmentation.")] = 0,
+    label: Annotated[list[str] | None, typer.Option(help="Name of mask value 1, then of 2, ...")] = None,
+    split: Annotated[Path | None, typer.Option(help="split.json to keep to; drawn if not given.")] = None,
+    split_seed: Annotated[int, typer.Option(min=0, help="Draws the patients held back.")] = 1,
+    held_back: Annotated[int, typer.Option(min=1, help="Patients held back for trt.evaluate.")] = HELD_BACK,
+    watch: Annotated[int, typer.Option(min=0, help="Patients of the others kept for curves and early stopping.")] = 0,
+    watch_every: Annotated[int, typer.Option(min=1, help="Epochs between two looks at them.")] = 5,
+    patience: Annotated[int, typer.Option(min=0, help="Looks without a better one that end the run; 0: none.")] = 0,
+    epoch: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = TrainConfig.epoch,
+    batch: Annotated[int, typer.Option(min=1, help="Patches at each step, in every process.")] = TrainConfig.batch,
+    optimiser: Annotated[Optimiser, typer.Option(help="sgd: Nesterov, polynomial decay.")] = Optimiser.SGD,
+    learning_rate: Annotated[float | None, typer.Option(min=1e-6, help="One that suits it, if not given.")] = None,
+    pretrain: Annotated[float, typer.Option(min=0, max=0.9, help="Share of steps.")] = TrainConfig.pretrain,
+    balanced: Annotated[bool, typer.Option(help="Draw patches by label.")] = True,
+    contrasts: Annotated[bool, typer.Option(help="Show other contrasts too.")] = True,
+    lesions: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of series with simulated ones.")
+    ] = Mixture.lesions,
+    channels: Annotated[int, typer.Option(help="Neighbouring slices; 1: plain 2-D.")] = PennConfig.channels,
+    width: Annotated[int, typer.Option(min=1, help="Feature maps at full size.")] = PennConfig.width,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    bf16: Annotated[bool, typer.Option(help="Train in bfloat16: twice as fast where the processor knows it.")] = True,
 ) -> None:
-    """Train PENN; the split by patient and the weights are written to OUT."""
+    """Train PENN; split, checkpoint and curves are written to OUT."""
     console = Console()
-    config = TrainConfig(minutes=minutes, steps=steps, seed=seed, bf16=bf16)
-    labels = config.network.classes - 1
+    label = label or list(LABELS)
     try:
-        cases = read_folder(data, labels)
-        split = make_split((case.patient for case in cases), HELD_BACK, seed)
-    except DatasetError as error:
+        if (contrasts or lesions) and tuple(label[: len(LABELS)]) != LABELS:
+            raise DatasetError(
+                f"other contrasts and lesions are drawn for the labels {', '.join(LABELS)}, in this order; "
+                "with others, give --no-contrasts --lesions 0"
+            )
+        cases = read_folder(data, len(label), names=label)
+        people = read_split(split) if split else make_split({c.patient for c in cases}, held_back, split_seed)
+        trained, watched = _divide(cases, people, watch)
+        config = TrainConfig(
+            network=PennConfig(channels=channels, classes=len(label) + 1, width=width, side_heads=2),
+            batch=batch,
+            steps=steps,
+            epoch=epoch,
+            optimiser=optimiser.value,
+            learning_rate=learning_rate or RATES[optimiser.value][0],
+            weight_decay=RATES[optimiser.value][1],
+            balanced=balanced,
+            pretrain=pretrain,
+            mixture=Mixture(lesions=lesions) if contrasts else Mixture(0, 0, lesions),
+            seed=seed,
+            bf16=bf16,
+        )
+    except (DatasetError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
-    write_split(split, out / "split.json")
-    console.print(f"{len(split.train)} patients to train on, held back: {', '.join(split.validation)}")
-    chosen = prepare([case for case in cases if case.patient in split.train])
-    with Progress(
-        TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("train", total=1.0, step=0, loss=math.nan)
-        recent: list[float] = []
+    with _team(device) as place:
+        try:
+            checkpoint = out / "checkpoint.pt"
+            if minutes:
+                known = checkpoint_steps(checkpoint) if checkpoint.exists() else None
+                config = replace(
+                    config, steps=known or max(1, int(60 * minutes / time_per_step(trained, config, place)))
+                )
+            run = Run(trained, config, place)
+            if checkpoint.exists():
+                run.restore(checkpoint)
+        except DatasetError as error:
+            raise typer.BadParameter(str(error)) from error
+        if run.rank == 0:
+            write_split(people, out / "split.json")
+            count, names = (
+                len({case.patient for case in trained}),
+                ", ".join(sorted({case.patient for case in watched})),
+            )
+            console.print(
+                f"{count} patient{'s' if count > 1 else ''} to train on; held back: {', '.join(people.validation)}"
+                + (f"; watched: {names}" if names else "")
+            )
+            console.print(f"{config.steps} steps on {place}, {run.epoch * config.epoch} of them done")
+        _train(run, Watch(watched, label, watch_every, patience), out, console)
 
-        def report(at: Step) -> None:
-            recent.append(at.loss)
-            if at.step % 50 == 0 or at.fraction >= 1:
-                loss = sum(recent) / len(recent)
-                recent.clear()
-                progress.update(task, completed=at.fraction, step=at.step, loss=loss)
+
+def _divide(cases: Sequence[Case], split: Split, watch: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Cases to train on and cases to watch, normalised; those held back are in neither."""
+    people = [patient for patient in split.train if any(case.patient == patient for case in cases)]
+    if watch >= len(people):
+        raise DatasetError(f"cannot watch {watch} of {len(people)} patients; at least one must be left to train on")
+    watched = {people[round(n * len(people) / watch)] for n in range(watch)}
+    chosen = prepare([case for case in cases if case.patient in people])
+    return (
+        tuple(case for case in chosen if case.patient not in watched),
+        tuple(case for case in chosen if case.patient in watched),
+    )
+
+
+@contextmanager
+def _team(device: str) -> Iterator[str]:
+    """The device of this process; under torchrun, all processes train one network together."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise typer.BadParameter("no CUDA device is to be had here; give --device cpu, or leave it at auto")
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _train(run: Run, watch: Watch, out: Path, console: Console) -> None:
+    """Epoch by epoch to the end, or until the patients watched become no better."""
+    first = run.rank == 0
+    columns = (TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}"), BarColumn(), TimeRemainingColumn())
+    with (
+        SummaryWriter(str(out / "curves"), purge_step=run.epoch * run.config.epoch) as curves,
+        Progress(*columns, console=console, disable=not (first and console.is_terminal)) as progress,
+    ):
+        bar = progress.add_task("train", total=1.0, step=0, loss=math.nan)
+        while run.epoch < run.epochs and not watch.exhausted(run.scores):
+            losses: list[float] = []
+
+            def report(at: Step, losses: list[float] = losses) -> None:
+                losses.append(at.loss)
+                progress.update(bar, completed=at.fraction, step=at.step, loss=at.loss)
+                if first and at.step % CURVE == 0:
+                    name = "loss/restoring" if at.pretraining else "loss/labels"
+                    curves.add_scalar(name, sum(losses[-CURVE:]) / len(losses[-CURVE:]), at.step)
+                    curves.add_scalar("learning rate", at.learning_rate, at.step)
+
+            run.train(report)
+            done = min(run.epoch * run.config.epoch, run.config.steps)
+            if watch.due(run):
+                values = watch.look(run)
+                for name, value in values.items():
+                    curves.add_scalar(f"Dice/{name}", value, done)
+            if first:
+                run.save(out / "checkpoint.pt")
+                if watch.due(run) and run.scores.index(max(run.scores)) == len(run.scores) - 1:
+                    run.save(out / "best.pt")
                 if not console.is_terminal:
-                    console.print(f"step {at.step}  {at.fraction:.1%}  loss {loss:.4f}  {at.seconds:.0f} s")
-
-        checkpoint = out / "checkpoint.pt"
-        network, done = train(chosen, config, report, lambda average, step: save(average, config, step, checkpoint))
-    save(network, config, done, checkpoint)
-    console.print(f"wrote {checkpoint}")
+                    console.print(f"step {done} of {run.config.steps}  loss {sum(losses) / len(losses):.4f}")
+    if first:
+        console.print(f"wrote {out / ('best.pt' if run.scores else 'checkpoint.pt')}")
 
 
 if __name__ == "__main__":
