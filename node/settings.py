@@ -204,6 +204,10 @@ class Worker(Section):
         le=0.75,
         description="share of a patch that neighbours repeat; unset: what the model's manifest says",
     )
+    extraction: Literal["spine", "tissue", "all"] = Field(
+        "spine",
+        description="where the model runs: spine, where its finder sees one; tissue, not in air; all, everywhere",
+    )
 
 
 class Seg(Section):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,16 +25,26 @@ from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
 from trt.dataset import DatasetError, read_split, write_split
-from trt.manifest import FIELDS, Manifest, ManifestError, load, parse, sha256
+from trt.manifest import (
+    FIELDS,
+    Finder,
+    Manifest,
+    ManifestError,
+    finder_fields,
+    load,
+    parse,
+    parse_finder,
+    sha256,
+)
 from trt.penn import Penn
-from trt.train import NORMALISATION, load_checkpoint
+from trt.trainer import NORMALISATION, TrainConfig, load_checkpoint
 
 OPSET = 18
 TOLERANCE = 1e-3  # of logits, which run to about ten
 
 # What pennode itself sees to, for every model: its axes, and what it is for.
 DEFAULTS: dict[str, Any] = {
-    "overlap": 0.5,
+    "overlap": 0.25,
     "orientation": (
         "Sagittal slices; axes Z, Y, X: Z across the patient in either direction, Y from superior to inferior, "
         "X from anterior to posterior."
@@ -125,12 +136,64 @@ def gather_facts(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def write_model(network: Penn, patch: int, split: Path, folder: Path, facts: Mapping[str, Any]) -> Manifest:
+def read_finder(path: Path) -> Finder:
+    """The finder in a folder, by what finder.json or a model's manifest.json says there; `path` may be a file of it.
+
+    Raises `ManifestError` when there is none, or its file is another.
+    """
+    folder = path if path.is_dir() else path.parent
+    for told in (folder / "finder.json", folder / "manifest.json"):
+        if not told.is_file():
+            continue
+        try:
+            fields = json.loads(told.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{told}: not readable as JSON: {error}") from error
+        fields = fields if told.name == "finder.json" or not isinstance(fields, dict) else fields.get("finder")
+        finder = parse_finder(fields, told)
+        if not finder.path.is_file() or sha256(finder.path) != finder.digest:
+            raise ManifestError(f"{finder.path}: missing, or not the file that {told} speaks of")
+        return finder
+    raise ManifestError(f"{folder}: no finder; give the folder that trt.finder wrote, or a model that has one")
+
+
+def describe(config: TrainConfig, steps: int) -> dict[str, str]:
+    """How a network was trained, in words for its card."""
+    network, mixture = config.network, config.mixture
+    optimiser = {
+        "sgd": "stochastic gradient descent, Nesterov momentum 0.95, polynomial decay",
+        "adamw": "AdamW, cosine",
+    }[config.optimiser]
+    return {
+        "steps": f"{steps} of {config.batch} patches; the first {config.pretrain:.0%} pre-training (restoring)",
+        "patches": "drawn by label, all alike" if config.balanced else "drawn anywhere",
+        "optimiser": f"{optimiser}; warm-up {config.warm_up} steps, rate {config.learning_rate:g}, gradients clipped",
+        "loss": f"Dice and cross-entropy at {network.side_heads + 1} resolutions of the decoder",
+        "weights kept": f"moving average, decay {config.average:g}" if config.average else "the last",
+        "renditions": (
+            f"{1 - mixture.t1_like - mixture.synthetic:.0%} as acquired, {mixture.t1_like:.0%} T1-like, "
+            f"{mixture.synthetic:.0%} synthetic contrast; simulated lesions in {mixture.lesions:.0%} of the series"
+        ),
+        "network": f"{network.channels} neighbouring slices, width {network.width}, {network.levels} resolutions",
+        "seed": str(config.seed),
+        "arithmetic": "bfloat16 convolutions" if config.bf16 else "float32",
+    }
+
+
+def write_model(
+    network: Penn,
+    patch: int,
+    split: Path,
+    folder: Path,
+    facts: Mapping[str, Any],
+    finder: Finder | None = None,
+    training: Mapping[str, str] | None = None,
+) -> Manifest:
     """Write model.onnx, manifest.json and split.json into `folder` and read them back as serving will.
 
-    `facts` are those of `gather_facts`; validation figures are left empty until `trt.evaluate --record` has measured
-    them. Raises `ManifestError` or `ExportError`, before anything is written, for facts that are wrong or do not fit
-    the network.
+    A `finder` is copied beside them; `training`, of `describe`, goes into training.json. `facts` are those of
+    `gather_facts`; validation figures are left empty until `trt.evaluate --record` has measured them. Raises
+    `ManifestError` or `ExportError`, before anything is written, for facts that are wrong or do not fit the network.
     """
     fields = {
         **facts,
@@ -148,8 +211,15 @@ def write_model(network: Penn, patch: int, split: Path, folder: Path, facts: Map
     folder.mkdir(parents=True, exist_ok=True)
     export_onnx(network, patch, folder / "model.onnx")
     fields["sha256"] = sha256(folder / "model.onnx")
+    if finder is not None:
+        copied = folder / finder.path.name
+        if not copied.exists() or not copied.samefile(finder.path):
+            shutil.copyfile(finder.path, copied)
+        fields["finder"] = finder_fields(replace(finder, path=copied))
     manifest.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_split(people, folder / "split.json")
+    if training is not None:
+        (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
     return load(folder)
 
 
@@ -168,6 +238,9 @@ def main(
     training_data: Annotated[str | None, typer.Option(help="What it was trained on.")] = None,
     licence: Annotated[str | None, typer.Option(help="Terms of its use.")] = None,
     intended_use: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    finder: Annotated[
+        Path | None, typer.Option(help="Folder of trt.finder, or of a model: its spine finder goes along.")
+    ] = None,
 ) -> None:
     """Export a checkpoint as ONNX with its manifest."""
     given = {
@@ -181,8 +254,10 @@ def main(
     }
     try:
         known = gather_facts(facts, given)
+        found = read_finder(finder) if finder else None
         network, config, steps = load_checkpoint(checkpoint)
-        manifest = write_model(network, config.patch, checkpoint.with_name("split.json"), out, known)
+        people, training = checkpoint.with_name("split.json"), describe(config, steps)
+        manifest = write_model(network, config.patch, people, out, known, found, training)
     except (ManifestError, DatasetError, ExportError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     Console().print(f"{manifest.name} {manifest.version}, {steps} steps, sha256 {manifest.digest}", soft_wrap=True)

@@ -7,14 +7,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trt.labels import Code, Label, as_object, is_number, matches, parse_labels
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "FIELDS",
+    "FINDER_FILE",
+    "MAX_OVERLAP",
+    "OPTIONAL",
+    "Code",
+    "Finder",
+    "Label",
+    "Manifest",
+    "ManifestError",
+    "Normalisation",
+    "available",
+    "finder_fields",
+    "load",
+    "models_dir",
+    "parse",
+    "parse_finder",
+    "sha256",
+]
+
 DEFAULT_MODEL = "penn-spine"
+FINDER_FILE = "finder.onnx"
 MAX_OVERLAP = 0.75  # more than that calculates everything twenty times and gains nothing
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
@@ -23,6 +46,7 @@ FIELDS = frozenset(
     {"name", "version", "sha256", "labels", "patch", "channels", "spacing_mm", "normalisation", "overlap", "validation"}
     | set(TEXTS)
 )
+OPTIONAL = frozenset({"finder"})
 
 
 class ManifestError(ValueError):
@@ -30,11 +54,22 @@ class ManifestError(ValueError):
 
 
 @dataclass(frozen=True)
-class Label:
-    """One class of the mask. `value` is its number in the mask and its channel in the logits; 0 is background."""
+class Finder:
+    """The small network that tells where the spine is; `path` is its ONNX file, `digest` its sha256.
 
-    value: int
-    name: str
+    It runs on slices shrunk by `factor`, in patches of `patch` (y, x) of its own pixels. What is more likely spine than
+    `threshold`, and `margin_mm` about it, is where the model runs. `kept` is the least share of a series' foreground
+    that this kept, over the patients held back.
+    """
+
+    path: Path
+    digest: str
+    factor: int
+    patch: tuple[int, int]
+    channels: int
+    threshold: float
+    margin_mm: float
+    kept: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +100,7 @@ class Manifest:
     licence: str
     intended_use: str
     validation: Mapping[str, Any]
+    finder: Finder | None = None  # without one, the model runs everywhere but in air
 
     @property
     def classes(self) -> int:
@@ -100,15 +136,21 @@ def load(model: str | Path = DEFAULT_MODEL) -> Manifest:
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: not readable as JSON: {error}") from error
     manifest = parse(fields, path)
-    if not manifest.path.is_file():
-        raise ManifestError(f"{manifest.path}: missing; the manifest beside it is of no use without it")
-    found = sha256(manifest.path)
-    if found != manifest.digest:
+    _require(manifest.path, manifest.digest)
+    if manifest.finder is not None:
+        _require(manifest.finder.path, manifest.finder.digest)
+    return manifest
+
+
+def _require(path: Path, digest: str) -> None:
+    if not path.is_file():
+        raise ManifestError(f"{path}: missing; the manifest beside it is of no use without it")
+    found = sha256(path)
+    if found != digest:
         raise ManifestError(
-            f"{manifest.path}: sha256 is {found}, the manifest says {manifest.digest}; "
+            f"{path}: sha256 is {found}, the manifest says {digest}; "
             "restore the file, or export the model again so that both are written together"
         )
-    return manifest
 
 
 def _locate(model: str | Path) -> Path:
@@ -126,7 +168,7 @@ def parse(fields: object, path: Path) -> Manifest:
     """The manifest of the fields that `path` holds, or is to hold; `ManifestError` for what is wrong with them."""
     if not isinstance(fields, dict):
         raise ManifestError(f"{path}: must be a JSON object")
-    unknown, missing = sorted(set(fields) - FIELDS), sorted(FIELDS - set(fields))
+    unknown, missing = sorted(set(fields) - FIELDS - OPTIONAL), sorted(FIELDS - set(fields))
     if unknown or missing:
         raise ManifestError(f"{path}: unknown fields {unknown}, missing fields {missing}")
 
@@ -135,13 +177,13 @@ def parse(fields: object, path: Path) -> Manifest:
 
     def text(field: str, pattern: str, need: str) -> str:
         value = fields[field]
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        if not matches(pattern, value):
             raise refuse(field, need)
-        return value
+        return str(value)
 
     def pair(field: str, need: str) -> tuple[float, float]:
         value = fields[field]
-        if not isinstance(value, list) or len(value) != 2 or not all(_is_number(item) and item > 0 for item in value):
+        if not isinstance(value, list) or len(value) != 2 or not all(is_number(item) and item > 0 for item in value):
             raise refuse(field, need)
         return float(value[0]), float(value[1])
 
@@ -151,14 +193,20 @@ def parse(fields: object, path: Path) -> Manifest:
     channels, overlap = fields["channels"], fields["overlap"]
     if type(channels) is not int or channels < 1 or channels % 2 == 0:
         raise refuse("channels", "an odd number of neighbouring slices")
-    if not _is_number(overlap) or not 0 <= overlap <= MAX_OVERLAP:
+    if not is_number(overlap) or not 0 <= overlap <= MAX_OVERLAP:
         raise refuse("overlap", f"a number in 0..{MAX_OVERLAP}")
     return Manifest(
         name=text("name", NAME, "letters, digits, dots, dashes and underscores"),
         version=text("version", r"[0-9]+\.[0-9]+\.[0-9]+", "a version such as 1.2.3"),
         path=path.parent / "model.onnx",
         digest=text("sha256", r"[0-9a-f]{64}", "64 hexadecimal digits in lower case"),
-        labels=_labels(fields["labels"], refuse("labels", "objects of value and name, values 1, 2, … in order")),
+        labels=parse_labels(
+            fields["labels"],
+            refuse(
+                "labels",
+                "objects of value, name and, all or none, code, category and colour, values 1, 2, … in order",
+            ),
+        ),
         patch=(int(patch[0]), int(patch[1])),
         channels=channels,
         spacing_mm=pair("spacing_mm", "two spacings in mm (y, x), both positive"),
@@ -168,42 +216,64 @@ def parse(fields: object, path: Path) -> Manifest:
         ),
         overlap=float(overlap),
         **{field: text(field, r"(?s).*\S.*", "text that is not empty") for field in TEXTS},
-        validation=_object(fields["validation"], refuse("validation", "an object of measured figures")),
+        validation=as_object(fields["validation"], refuse("validation", "an object of measured figures")),
+        finder=parse_finder(fields["finder"], path) if "finder" in fields else None,
     )
 
 
-def _labels(value: object, error: ManifestError) -> tuple[Label, ...]:
-    if not isinstance(value, list) or not value:
+def finder_fields(finder: Finder) -> dict[str, Any]:
+    """What a manifest says of a finder; `parse_finder` reads it."""
+    return {
+        "file": finder.path.name,
+        "sha256": finder.digest,
+        "factor": finder.factor,
+        "patch": list(finder.patch),
+        "channels": finder.channels,
+        "threshold": finder.threshold,
+        "margin_mm": finder.margin_mm,
+        "kept": finder.kept,
+    }
+
+
+def parse_finder(fields: object, path: Path) -> Finder:
+    """The finder of the fields that `path` holds, or is to hold; `ManifestError` for what is wrong with them."""
+    error = ManifestError(
+        f"{path}: finder must be an object of file (a name), sha256, factor, patch [y, x] and odd channels in whole "
+        f"pixels, threshold in 0..1, margin_mm and kept in 0..1, not {fields!r}"
+    )
+    item = as_object(fields, error)
+    if set(item) != {"file", "sha256", "factor", "patch", "channels", "threshold", "margin_mm", "kept"}:
         raise error
-    labels = []
-    for number, item in enumerate(value, start=1):
-        item = _object(item, error)
-        if set(item) != {"value", "name"} or item["value"] != number or not isinstance(item["name"], str):
-            raise error
-        labels.append(Label(number, item["name"]))
-    if not all(label.name.strip() for label in labels) or len({label.name for label in labels}) != len(labels):
+    patch, counts = item["patch"], (item["factor"], item["channels"])
+    if not isinstance(patch, list) or len(patch) != 2 or any(type(n) is not int or n < 1 for n in (*counts, *patch)):
         raise error
-    return tuple(labels)
+    threshold, margin, kept = item["threshold"], item["margin_mm"], item["kept"]
+    if not all(is_number(number) for number in (threshold, margin, kept)):
+        raise error
+    if not (0 < threshold < 1 and margin >= 0 and 0 <= kept <= 1 and item["channels"] % 2):
+        raise error
+    if not matches(NAME, item["file"]) or not matches(r"[0-9a-f]{64}", item["sha256"]):
+        raise error
+    return Finder(
+        path=path.parent / item["file"],
+        digest=item["sha256"],
+        factor=item["factor"],
+        patch=(patch[0], patch[1]),
+        channels=item["channels"],
+        threshold=float(threshold),
+        margin_mm=float(margin),
+        kept=float(kept),
+    )
 
 
 def _normalisation(value: object, error: ManifestError) -> Normalisation:
-    item = _object(value, error)
+    item = as_object(value, error)
     if set(item) != {"low", "high", "clip"} or not isinstance(item["clip"], list) or len(item["clip"]) != 2:
         raise error
-    if not all(_is_number(number) for number in (item["low"], item["high"], *item["clip"])):
+    if not all(is_number(number) for number in (item["low"], item["high"], *item["clip"])):
         raise error
     low, high = float(item["low"]), float(item["high"])
     clip = (float(item["clip"][0]), float(item["clip"][1]))
     if not 0 <= low < high <= 100 or not clip[0] < clip[1]:
         raise error
     return Normalisation(low, high, clip)
-
-
-def _object(value: object, error: ManifestError) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise error
-    return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,15 +1,18 @@
-"""From a volume to patches and back: grid, gather, blend. numpy only; the network is a callable.
+"""From a volume to patches and back: places, gather, blend. numpy only; the network is a callable.
 
 The law that holds it together: where the callable returns the centre channel of its patches, the result equals the
 volume bit for bit, whatever the shape, the overlap or the batch. Sums run in float64, so that their rounding stays far
 below half a unit in the last place of the float32 that comes out.
+
+A region tells where to run at all (`trt.extraction` finds it). Patches are put about what it holds and nothing else, so
+that the cost follows the anatomy and not the field of view; a region of everything gives the full grid.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -19,6 +22,12 @@ from numpy.typing import NDArray
 from trt.manifest import Normalisation
 
 Array: TypeAlias = NDArray[np.float32]
+
+Region: TypeAlias = NDArray[np.bool_]
+"""Where the network is to run: (Z, Y, X) bool on the grid of its volume."""
+
+BACKGROUND = 10.0
+"""Logit of class 0 outside a region, where all others are 0: a share of background above 0.999."""
 
 Predict: TypeAlias = Callable[[Array], Array]
 """Patches (N, C, H, W) float32, channels the neighbouring slices, to logits (N, K, H, W) float32."""
@@ -64,9 +73,70 @@ def bell(patch: int) -> NDArray[np.float64]:
     return np.asarray(np.exp(-0.5 * ((np.arange(patch) - (patch - 1) / 2) / (patch / 8)) ** 2))
 
 
-def count_patches(shape: tuple[int, int, int], patch: tuple[int, int], overlap: float) -> int:
-    """How many patches a volume of `shape` (Z, Y, X) is cut into."""
-    return shape[0] * math.prod(len(starts(shape[axis + 1], patch[axis], overlap)) for axis in (0, 1))
+def cover(wanted: NDArray[np.bool_], patch: int, overlap: float) -> list[int]:
+    """Where patches begin along an axis, rising, so that those `wanted` (length,) bool, length >= patch, are covered.
+
+    Each run of them is covered as evenly as a whole axis by `starts`, or several together where that takes no more.
+    """
+    length, found = len(wanted), list[tuple[int, int]]()
+    edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).reshape(-1, 2)  # runs: first, last + 1
+    for first, last in edges.tolist():
+        run = first, last
+        while found:
+            joined = found[-1][0], last
+            apart = len(_spread(found[-1], length, patch, overlap)) + len(_spread(run, length, patch, overlap))
+            if len(_spread(joined, length, patch, overlap)) > apart:
+                break
+            run = joined
+            found.pop()
+        found.append(run)
+    return sorted({start for run in found for start in _spread(run, length, patch, overlap)})
+
+
+def _spread(run: tuple[int, int], length: int, patch: int, overlap: float) -> list[int]:
+    """Where patches begin that cover a run (first, last + 1) of an axis evenly; one patch lies about its middle."""
+    first, last = run
+    if last - first <= patch:
+        return [min(max((first + last - patch) // 2, 0), length - patch)]
+    return [first + start for start in starts(last - first, patch, overlap)]
+
+
+def places(region: NDArray[np.bool_], patch: tuple[int, int], overlap: float) -> list[tuple[int, int]]:
+    """Where patches begin (y, x) that cover what `region` holds of a slice, (Y, X) bool, no smaller than a patch.
+
+    Patches stand in bands of rows. Rows that two bands share are parted midway, and a band covers the columns that its
+    own rows need: a voxel of the region lies half an overlap within one of its patches, or at the region's own edge.
+    Bands stand closer than asked where that takes fewer patches: low bands of a slanting region need fewer columns.
+    """
+    closer = [overlap, *(step / 8 for step in range(2, 7) if step / 8 > overlap)]
+    return min((_banded(region, patch, overlap, rows) for rows in closer), key=len)
+
+
+def _banded(region: NDArray[np.bool_], patch: tuple[int, int], overlap: float, rows: float) -> list[tuple[int, int]]:
+    """The places of `places` for bands that overlap by the share `rows` of a patch."""
+    tops = cover(np.asarray(region.any(axis=1)), patch[0], rows)
+    parted = [lower + (upper + patch[0] - lower) // 2 for upper, lower in pairwise(tops)]
+    found = []
+    for y, first, last in zip(tops, [0, *parted], [*parted, len(region)], strict=False):  # no bands, no patches
+        found += [(y, x) for x in cover(np.asarray(region[first:last].any(axis=0)), patch[1], overlap)]
+    return found
+
+
+def count_patches(
+    shape: tuple[int, int, int], patch: tuple[int, int], overlap: float, region: Region | None = None
+) -> int:
+    """How many patches a volume of `shape` (Z, Y, X) is cut into, or its `region`."""
+    if region is None:
+        return shape[0] * math.prod(len(starts(shape[axis + 1], patch[axis], overlap)) for axis in (0, 1))
+    return sum(len(grid) for grid in _grids(region, patch, overlap))
+
+
+def _grids(region: Region, patch: tuple[int, int], overlap: float) -> list[list[tuple[int, int]]]:
+    """The places of every slice, on slices padded to the size of a patch at least."""
+    sides = _lacking(region.shape[1:], patch)
+    alike = region.strides[0] == 0  # one plane for all slices
+    grids = [places(np.pad(plane, sides), patch, overlap) for plane in (region[:1] if alike else region)]
+    return grids * len(region) if alike else grids
 
 
 def predict_slices(
@@ -77,6 +147,7 @@ def predict_slices(
     channels: int,
     overlap: float = 0.5,
     batch: int = 8,
+    region: Region | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Array]]:
     """Yield (z, blended logits (K, Y, X) float32) for every slice in order; only the slices under way are held.
@@ -85,6 +156,9 @@ def predict_slices(
     slice repeated beyond the ends. `predict` sees `batch` patches at each call, the last call filled up with repeats;
     it may keep or return its argument. Slices smaller than a patch are padded with their edge pixels, and the padding
     is cut off again.
+
+    With a `region` only the patches that cover it run, and all voxels outside it are background: `BACKGROUND` for class
+    0, 0 for the others. One patch runs even where it is empty: the network alone knows its number of classes.
 
     Raises `ValueError` at once for arguments that do not fit, `NonFiniteOutput` when logits are NaN or infinite.
     """
@@ -96,7 +170,9 @@ def predict_slices(
         raise ValueError(f"channels must be odd and positive, not {channels}")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in 0..1, 1 excluded, not {overlap}")
-    return _slices(volume, predict, patch, channels, overlap, batch, progress)
+    if region is not None and (region.shape != volume.shape or region.dtype != np.bool_):
+        raise ValueError(f"region must be {volume.shape} bool as the volume, not {region.shape} {region.dtype}")
+    return _slices(volume, predict, patch, channels, overlap, batch, region, progress)
 
 
 def predict_volume(
@@ -107,11 +183,19 @@ def predict_volume(
     channels: int,
     overlap: float = 0.5,
     batch: int = 8,
+    region: Region | None = None,
     progress: Progress | None = None,
 ) -> Array:
     """Blended logits of the whole volume, (K, Z, Y, X) float32; as `predict_slices`, which needs less memory."""
     slices = predict_slices(
-        volume, predict, patch=patch, channels=channels, overlap=overlap, batch=batch, progress=progress
+        volume,
+        predict,
+        patch=patch,
+        channels=channels,
+        overlap=overlap,
+        batch=batch,
+        region=region,
+        progress=progress,
     )
     return np.stack([logits for _, logits in slices], axis=1)
 
@@ -123,57 +207,79 @@ def _slices(
     channels: int,
     overlap: float,
     batch: int,
+    region: Region | None,
     progress: Progress | None,
 ) -> Iterator[tuple[int, Array]]:
     depth, height, width = volume.shape
     padded, (top, left) = _pad(volume, patch)
-    grid = list(product(*(starts(padded.shape[axis + 1], patch[axis], overlap) for axis in (0, 1))))
-    places = np.array([(z, y, x) for z in range(depth) for y, x in grid], dtype=np.intp)  # (patches, 3), slice by slice
+    grids = _grids(np.broadcast_to(np.True_, volume.shape) if region is None else region, patch, overlap)
+    if not any(grids):
+        grids[0] = [(0, 0)]
+    chosen = np.array([(z, y, x) for z, grid in enumerate(grids) for y, x in grid], dtype=np.intp)  # (patches, 3)
+    ends = np.cumsum([len(grid) for grid in grids])  # patches up to and with each slice
     windows = sliding_window_view(padded, patch, axis=(1, 2))  # (Z, rows, columns, H, W)
     offsets = np.arange(channels) - channels // 2
     weight = np.multiply.outer(bell(patch[0]), bell(patch[1]))  # (H, W)
-    total = np.zeros(padded.shape[1:])  # (Y, X), the same for every slice
-    for y, x in grid:
-        total[y : y + patch[0], x : x + patch[1]] += weight
 
     underway: dict[int, NDArray[np.float64]] = {}
-    weighted = np.empty(0)
-    for first in range(0, len(places), batch):
-        real = min(batch, len(places) - first)
-        chosen = places[np.minimum(np.arange(first, first + batch), len(places) - 1)]  # (N, 3)
-        slices = np.clip(chosen[:, :1] + offsets, 0, depth - 1)  # (N, C)
-        logits = predict(windows[slices, chosen[:, 1:2], chosen[:, 2:]])  # (N, K, H, W)
-        _check(logits, batch, patch, underway)
+    weighted, total, classes, ready = np.empty(0), np.empty(0), 0, 0
+    for first in range(0, len(chosen), batch):
+        real = min(batch, len(chosen) - first)
+        now = chosen[np.minimum(np.arange(first, first + batch), len(chosen) - 1)]  # (N, 3)
+        slices = np.clip(now[:, :1] + offsets, 0, depth - 1)  # (N, C)
+        logits = predict(windows[slices, now[:, 1:2], now[:, 2:]])  # (N, K, H, W)
+        _check(logits, batch, patch, classes)
+        classes = logits.shape[1]
         if weighted.shape != logits.shape[1:]:
             weighted = np.empty(logits.shape[1:])  # (K, H, W), written over for every patch
-        for (z, y, x), patch_logits in zip(chosen[:real].tolist(), logits[:real], strict=True):
+        for (z, y, x), patch_logits in zip(now[:real].tolist(), logits[:real], strict=True):
             if z not in underway:
-                underway[z] = np.zeros((len(patch_logits), *total.shape))  # (K, Y, X)
+                underway[z] = np.zeros((classes, *padded.shape[1:]))  # (K, Y, X)
             np.multiply(patch_logits, weight, out=weighted)
             underway[z][:, y : y + patch[0], x : x + patch[1]] += weighted
         done = first + real
         if progress is not None:
-            progress(done, len(places))
-        while underway and (z := min(underway)) < done // len(grid):
-            blended = underway.pop(z)
+            progress(done, len(chosen))
+        while ready < depth and ends[ready] <= done:
+            z, ready = ready, ready + 1
+            if z == 0 or grids[z] != grids[z - 1]:
+                total = _total(grids[z], weight, padded.shape[1:])
+            blended = underway.pop(z) if grids[z] else np.zeros((classes, *padded.shape[1:]))
             blended /= total
-            yield z, blended[:, top : top + height, left : left + width].astype(np.float32)
+            found = blended[:, top : top + height, left : left + width].astype(np.float32)
+            if region is not None:
+                found[:, ~region[z]] = 0
+                found[0, ~region[z]] = BACKGROUND
+            yield z, found
+
+
+def _total(grid: list[tuple[int, int]], weight: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The weights that add up in each pixel of a slice (Y, X); 1 where there is no patch."""
+    total = np.zeros(shape)
+    for y, x in grid:
+        total[y : y + weight.shape[0], x : x + weight.shape[1]] += weight
+    total[total == 0] = 1
+    return total
 
 
 def _pad(volume: Array, patch: tuple[int, int]) -> tuple[Array, tuple[int, int]]:
     """Repeat edge pixels on both sides until a patch fits; also the rows and columns added before."""
-    lacking = [max(side - length, 0) for side, length in zip(patch, volume.shape[1:], strict=True)]
-    if not any(lacking):
+    sides = _lacking(volume.shape[1:], patch)
+    if not np.any(sides):
         return volume, (0, 0)
-    before = [count // 2 for count in lacking]
-    sides = [(b, count - b) for b, count in zip(before, lacking, strict=True)]
-    return np.pad(volume, [(0, 0), *sides], mode="edge"), (before[0], before[1])
+    return np.pad(volume, [(0, 0), *sides], mode="edge"), (sides[0][0], sides[1][0])
 
 
-def _check(logits: Array, batch: int, patch: tuple[int, int], underway: dict[int, NDArray[np.float64]]) -> None:
+def _lacking(shape: tuple[int, ...], patch: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns to be added before and after a slice of `shape` (Y, X) so that a patch fits."""
+    lacking = [max(side - length, 0) for side, length in zip(patch, shape, strict=True)]
+    return [(count // 2, count - count // 2) for count in lacking]
+
+
+def _check(logits: Array, batch: int, patch: tuple[int, int], classes: int) -> None:
     if logits.ndim != 4 or logits.shape[0] != batch or logits.shape[2:] != patch:
         raise ValueError(f"the network returned {logits.shape} for {batch} patches of {patch}; wanted (N, K, H, W)")
-    if any(len(held) != logits.shape[1] for held in underway.values()):
+    if classes and logits.shape[1] != classes:
         raise ValueError(f"the network changed its number of classes to {logits.shape[1]} between two batches")
     if not np.isfinite(logits).all():
         raise NonFiniteOutput("the network returned NaN or infinity; try precision f32, then another model")

@@ -6,10 +6,9 @@ Pure, apart from reading its input: it can be thrown away and done again, and gi
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +19,18 @@ from node import settings
 from node.errors import ConfigurationError, EngineFailure
 from node.records import input_digest
 from trt.engine import Engine, EngineError, open_engine
+from trt.extraction import Extraction, finder_model
 from trt.manifest import Manifest, ManifestError, load
-from trt.patches import NonFiniteOutput, Predict, Progress, normalise, predict_slices
+from trt.patches import Predict, Progress
 from workers.codes import meaning_of
 from workers.frames import read_identity
-from workers.grid import from_canonical, resampling, to_canonical, to_model, to_native
+from workers.prediction import Prediction, predict_mask, timed
 from workers.readback import check_segmentation
 from workers.seg import build_segmentation, present_labels, write
 from workers.series import write_series
 from workers.volume import Volume, read_series
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,29 @@ class ResultObject:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one series gave: objects, seconds per stage, millilitres per label found, and what calculated it."""
+    """What one series gave: objects, seconds per stage, millilitres per label found, and what calculated it.
+
+    `patches` were run of the `grid` that covers everything; `saved_s` estimates the seconds that this spared.
+    """
 
     objects: tuple[ResultObject, ...]
     timings_s: dict[str, float]
     volumes_ml: dict[str, float]
     engine: dict[str, str]
+    patches: int
+    grid: int
+    saved_s: float
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """An open engine with all that it needs to segment series. Close it, or use it as a context."""
+    """Open engines with all that they need to segment series. Close it, or use it as a context."""
 
     engine: Engine
     manifest: Manifest
     worker: settings.Worker
     seg: settings.Seg
+    finder: Engine | None = None
 
     @property
     def model(self) -> str:
@@ -75,6 +84,7 @@ class Pipeline:
             worker=self.worker,
             seg=self.seg,
             input_digest=digest,
+            finder=self.finder,
             progress=progress,
         )
 
@@ -83,6 +93,8 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.engine.close()
+        if self.finder is not None:
+            self.finder.close()
 
 
 def open_pipeline(worker: settings.Worker, seg: settings.Seg) -> Pipeline:
@@ -100,19 +112,21 @@ def open_pipeline(worker: settings.Worker, seg: settings.Seg) -> Pipeline:
     except ManifestError as error:
         raise ConfigurationError(str(error), "see worker.model") from error
     for label in manifest.labels:
-        meaning_of(label.name)
+        meaning_of(label)
     _warm_up(manifest, seg)
+    models = [manifest]
+    if worker.extraction == "spine" and manifest.finder is not None:
+        models.append(finder_model(manifest))
+    engines: list[Engine] = []
     try:
-        engine = open_engine(
-            manifest,
-            worker.backend,
-            threads=worker.threads or None,
-            batch=worker.batch,
-            precision=worker.precision,
-        )
+        for model in models:
+            engine = open_engine(
+                model, worker.backend, threads=worker.threads or None, batch=worker.batch, precision=worker.precision
+            )
+            engines.append(engine)
     except EngineError as error:
         raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
-    return Pipeline(engine, manifest, worker, seg)
+    return Pipeline(engines[0], manifest, worker, seg, *engines[1:])
 
 
 def segment_series(
@@ -123,12 +137,13 @@ def segment_series(
     worker: settings.Worker,
     seg: settings.Seg,
     input_digest: str,
+    finder: Predict | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Segment one series of MR images.
 
-    `input_digest` is that of `digest_of`, or of the node, over the same instances. `progress` is told patches done and
-    patches in all.
+    `finder` runs the manifest's finder; without it, `worker.extraction` "spine" is "tissue". `input_digest` is that of
+    `digest_of`, or of the node, over the same instances. `progress` is told patches done and patches in all.
 
     Raises
     ------
@@ -141,17 +156,30 @@ def segment_series(
     """
     timings: dict[str, float] = {}
     overlap = manifest.overlap if worker.overlap is None else worker.overlap
-    with _timed(timings, "read"):
+    with timed(timings, "read"):
         volume = read_series(paths)
-    mask = predict_mask(
-        volume, engine, manifest, overlap=overlap, batch=worker.batch, progress=progress, timings=timings
+    extraction: Extraction = "tissue" if worker.extraction == "spine" and finder is None else worker.extraction
+    prediction = predict_mask(
+        volume,
+        engine,
+        manifest,
+        overlap=overlap,
+        batch=worker.batch,
+        extraction=extraction,
+        finder=finder,
+        progress=progress,
+        timings=timings,
     )
-    description = engine.describe()
-    with _timed(timings, "write"):
-        parameters = {**description, "overlap": f"{overlap:g}"}
+    _tell(volume, prediction)
+    mask, description = prediction.mask, engine.describe()
+    with timed(timings, "write"):
+        # What was asked, not what was found: the parameters must be the same wherever the job is done again.
+        parameters = {**description, "overlap": f"{overlap:g}", "extraction": extraction}
+        if extraction == "spine" and manifest.finder is not None:
+            parameters["finder_sha256"] = manifest.finder.digest
         segmentation = build_segmentation(volume, mask, manifest, parameters, input_digest, seg)
         data = write(segmentation)
-    with _timed(timings, "check"):
+    with timed(timings, "check"):
         check_segmentation(data, volume, mask, manifest)
     result = ResultObject(
         name=f"{segmentation.SeriesNumber}.seg.dcm",
@@ -160,53 +188,24 @@ def segment_series(
         data=data,
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return Bundle((result,), timings, volumes_ml(mask, volume, manifest), description)
+    return Bundle(
+        objects=(result,),
+        timings_s=timings,
+        volumes_ml=volumes_ml(mask, volume, manifest),
+        engine=description,
+        patches=prediction.patches,
+        grid=prediction.grid,
+        saved_s=prediction.saved_s,
+    )
 
 
-def predict_mask(
-    volume: Volume,
-    predict: Predict,
-    manifest: Manifest,
-    *,
-    overlap: float,
-    batch: int,
-    progress: Progress | None = None,
-    timings: dict[str, float] | None = None,
-) -> NDArray[np.uint8]:
-    """Return the mask (frames, rows, columns) uint8 of label values on the grid of `volume`.
-
-    One slice of logits at a time is on the native grid. `timings` gets the seconds of each stage.
-
-    Raises
-    ------
-    EngineFailure
-        The network raises, or returns NaN or infinity.
-    """
-    timings = {} if timings is None else timings
-    with _timed(timings, "prepare"):
-        canonical = to_canonical(volume)
-        weights = resampling(canonical, manifest.spacing_mm)
-        pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
-        mask, axes, flips = np.zeros(canonical.voxels.shape, np.uint8), canonical.axes, canonical.flips
-        del canonical  # as large as the volume
-    with _timed(timings, "predict"):
-        try:
-            slices = predict_slices(
-                pixels,
-                predict,
-                patch=manifest.patch,
-                channels=manifest.channels,
-                overlap=overlap,
-                batch=batch,
-                progress=progress,
-            )
-            for z, logits in slices:
-                mask[z] = to_native(logits, weights).argmax(axis=0)
-        except NonFiniteOutput as error:
-            raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
-        except RuntimeError as error:  # EngineError, and what a backend itself raises
-            raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
-    return from_canonical(mask, axes, flips)
+def _tell(volume: Volume, prediction: Prediction) -> None:
+    log.info(
+        "series=%s extraction=%s patches=%d of=%d saved=%.2fs",
+        volume.series_uid, prediction.extraction, prediction.patches, prediction.grid, prediction.saved_s,
+    )  # fmt: skip
+    if prediction.reason:
+        log.warning("series=%s all patches run: %s", volume.series_uid, prediction.reason)
 
 
 def volumes_ml(mask: NDArray[np.uint8], volume: Volume, manifest: Manifest) -> dict[str, float]:
@@ -237,12 +236,5 @@ def _warm_up(manifest: Manifest, seg: settings.Seg) -> None:
         logits[:, first.value] = 1
         return logits
 
-    mask = predict_mask(volume, everything_is_the_first_label, manifest, overlap=0, batch=1)
+    mask = predict_mask(volume, everything_is_the_first_label, manifest, overlap=0, batch=1).mask
     check_segmentation(write(build_segmentation(volume, mask, manifest, {}, "", seg)), volume, mask, manifest)
-
-
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    timings[stage] = time.perf_counter() - started

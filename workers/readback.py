@@ -79,7 +79,7 @@ def check_segmentation(data: bytes, volume: Volume, mask: NDArray[np.uint8], man
     """
     read, segments = read_segmentation(data, volume)
     found = present_labels(mask, manifest)
-    if [s.label for s in segments] != [codes.meaning_of(label.name).words for label in found]:
+    if [s.label for s in segments] != [codes.meaning_of(label).words for label in found]:
         raise InvalidResult("the written segments are not the labels of the mask", TELL_US)
     if not np.array_equal(read, renumbered(mask, found)):
         raise InvalidResult("the written segmentation differs from the mask", TELL_US)

@@ -222,7 +222,7 @@ def _in_file_order(mask: NDArray[np.uint8], volume: Volume) -> NDArray[np.uint8]
 def _description(
     number: int, label: Label, algorithm: hd.AlgorithmIdentificationSequence, series_uid: str
 ) -> hd.seg.SegmentDescription:
-    meaning = codes.meaning_of(label.name)
+    meaning = codes.meaning_of(label)
     return hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=meaning.words,

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from trt.manifest import DEFAULT_MODEL, Label, ManifestError, available, load, models_dir
+from trt.manifest import (
+    DEFAULT_MODEL,
+    Code,
+    Label,
+    ManifestError,
+    available,
+    finder_fields,
+    load,
+    models_dir,
+    parse_finder,
+)
 
 
 @pytest.fixture
@@ -27,8 +37,14 @@ def test_the_committed_model_loads() -> None:
     manifest = load()
     assert DEFAULT_MODEL in available()
     assert manifest.name == DEFAULT_MODEL
-    assert manifest.labels == (Label(1, "vertebra"), Label(2, "spinal canal"), Label(3, "intervertebral disc"))
-    assert manifest.classes == 4
+    names = [label.name for label in manifest.labels]
+    assert names[:3] == ["vertebra", "spinal canal", "intervertebral disc"]
+    assert [label.value for label in manifest.labels] == list(range(1, len(names) + 1))
+    assert manifest.labels[0] == Label(
+        1, "vertebra", Code("51282000", "SCT", "Vertebra"), Code("91723000", "SCT", "Anatomical Structure"),
+        (240, 200, 80),
+    )  # fmt: skip
+    assert manifest.classes == len(names) + 1
     assert manifest.path.is_file()
     assert "not for diagnosis" in manifest.intended_use
     assert "SPIDER" in manifest.training_data
@@ -44,6 +60,98 @@ def test_a_model_that_does_not_fit_its_sha256_is_refused(model: Path) -> None:
     with (model / "model.onnx").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(ManifestError, match="sha256 is"):
+        load(model)
+
+
+def test_the_committed_finder_keeps_the_spine_and_is_small() -> None:
+    finder = load().finder
+    assert finder is not None
+    assert finder.kept >= 0.999
+    assert finder.path.stat().st_size < 1_000_000
+    assert parse_finder(finder_fields(finder), finder.path) == finder
+
+
+def test_a_finder_is_checked_as_the_model_is(model: Path) -> None:
+    with (model / "finder.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ManifestError, match=r"finder\.onnx: sha256 is"):
+        load(model)
+    (model / "finder.onnx").unlink()
+    with pytest.raises(ManifestError, match=r"finder\.onnx: missing"):
+        load(model)
+
+
+def test_a_model_needs_no_finder(model: Path) -> None:
+    change(model, finder=...)
+    assert load(model).finder is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("file", "../finder.onnx"),
+        ("file", None),
+        ("sha256", "A"),
+        ("factor", 0),
+        ("factor", 2.5),
+        ("patch", [96]),
+        ("patch", [96, 0]),
+        ("channels", 2),
+        ("threshold", 0),
+        ("threshold", 1),
+        ("margin_mm", -1),
+        ("kept", 1.1),
+        ("kept", ...),
+        ("extra", 1),
+    ],
+)
+def test_a_wrong_finder_is_named(model: Path, field: str, value: Any) -> None:
+    fields = json.loads((model / "manifest.json").read_text())["finder"] | {field: value}
+    change(model, finder={name: item for name, item in fields.items() if item is not ...})
+    with pytest.raises(ManifestError, match="finder must be"):
+        load(model)
+
+
+TUMOUR: dict[str, Any] = {
+    "value": 1,
+    "name": "neoplasm",
+    "code": {"value": "108369006", "scheme": "SCT", "meaning": "Neoplasm"},
+    "category": {"value": "49755003", "scheme": "SCT", "meaning": "Morphologically Abnormal Structure"},
+    "colour": [230, 40, 40],
+    "region": {"value": "421060004", "scheme": "SCT", "meaning": "Spine"},
+}
+
+
+def test_labels_carry_codes_or_names_alone(model: Path) -> None:
+    change(model, labels=[TUMOUR, {"value": 2, "name": "sacrum"}])
+    tumour, sacrum = load(model).labels
+    assert tumour.region == Code("421060004", "SCT", "Spine")
+    assert tumour.colour == (230, 40, 40)
+    assert sacrum == Label(2, "sacrum")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"code": ...},
+        {"category": ...},
+        {"colour": ...},
+        {"colour": [1, 2]},
+        {"colour": [1, 2, 256]},
+        {"colour": [1, 2, True]},
+        {"colour": "red"},
+        {"code": "108369006"},
+        {"code": {"value": "108369006", "scheme": "SCT"}},
+        {"code": {"value": "1" * 17, "scheme": "SCT", "meaning": "Neoplasm"}},
+        {"region": {"value": "", "scheme": "SCT", "meaning": "Spine"}},
+        {"region": {"value": "1", "scheme": "SCT", "meaning": "a\\b"}},
+        {"shape": "round"},
+    ],
+)
+def test_a_wrong_label_is_refused(model: Path, wrong: dict[str, Any]) -> None:
+    label = {name: value for name, value in (TUMOUR | wrong).items() if value is not ...}
+    change(model, labels=[label])
+    with pytest.raises(ManifestError, match="labels must be"):
         load(model)
 
 

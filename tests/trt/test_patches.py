@@ -8,10 +8,13 @@ from hypothesis.extra import numpy as arrays
 
 from trt.manifest import Normalisation
 from trt.patches import (
+    BACKGROUND,
     Array,
     NonFiniteOutput,
     count_patches,
+    cover,
     normalise,
+    places,
     predict_slices,
     predict_volume,
     starts,
@@ -74,6 +77,104 @@ def test_grid_covers_the_axis_evenly(length: int, patch: int, overlap: float) ->
 
 def test_grid_follows_the_published_example() -> None:
     assert starts(110, 64, 0.5) == [0, 23, 46]
+
+
+@settled
+@given(st.data(), shapes, sides, st.sampled_from([1, 3]), st.sampled_from([0.0, 0.25, 0.5, 0.75]), st.integers(1, 9))
+def test_a_region_is_covered_and_all_else_is_background(
+    data: st.DataObject, shape: tuple[int, int, int], patch: tuple[int, int], channels: int, overlap: float, batch: int
+) -> None:
+    region = data.draw(arrays.arrays(np.bool_, shape))
+    volume = np.random.default_rng(0).normal(0, 100, shape).astype(np.float32)
+    told: list[tuple[int, int]] = []
+
+    def predict(patches: Array) -> Array:
+        return np.concatenate([centre(patches), centre(patches) + 1], axis=1)
+
+    logits = predict_volume(
+        volume, predict, patch=patch, channels=channels, overlap=overlap, batch=batch, region=region,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    np.testing.assert_array_equal(logits[0][region], volume[region])
+    np.testing.assert_array_equal(logits[0][~region], BACKGROUND)
+    np.testing.assert_array_equal(logits[1][~region], 0)
+    count = count_patches(shape, patch, overlap, region)
+    assert told[-1] == (max(count, 1), max(count, 1))
+
+
+@settled
+@given(shapes, sides, st.sampled_from([0.0, 0.25, 0.5, 0.61, 0.75]), st.integers(1, 9))
+def test_a_region_of_everything_changes_nothing(
+    shape: tuple[int, int, int], patch: tuple[int, int], overlap: float, batch: int
+) -> None:
+    volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+    def predict(patches: Array) -> Array:
+        """Differs from patch to patch, so that every place and weight tells."""
+        return patches * patches.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float32)
+
+    options = {"patch": patch, "channels": 3, "overlap": overlap}
+    plain = predict_volume(volume, predict, **options)  # type: ignore[arg-type]
+    region = np.ones(shape, np.bool_)
+    np.testing.assert_array_equal(predict_volume(volume, predict, batch=batch, region=region, **options), plain)  # type: ignore[arg-type]
+    assert count_patches(shape, patch, overlap, region) == count_patches(shape, patch, overlap)
+
+
+@settled
+@given(st.data(), st.integers(1, 40), st.integers(0, 200), st.floats(0, 0.9))
+def test_places_along_an_axis_cover_what_is_wanted(data: st.DataObject, patch: int, more: int, overlap: float) -> None:
+    wanted = data.draw(arrays.arrays(np.bool_, patch + more, elements=st.booleans()))
+    found = cover(wanted, patch, overlap)
+    assert found == sorted(set(found))
+    covered = np.zeros_like(wanted)
+    for start in found:
+        assert 0 <= start <= more
+        covered[start : start + patch] = True
+    assert covered[wanted].all()
+
+
+def test_runs_are_covered_apart_or_together_by_what_takes_fewer() -> None:
+    wanted = np.zeros(300, np.bool_)
+    wanted[10:60] = wanted[80:90] = True
+    assert cover(wanted, 100, 0.5) == [0]
+    wanted[280:290] = True
+    assert cover(wanted, 100, 0.5) == [0, 200]
+    assert cover(np.zeros(300, np.bool_), 100, 0.5) == []
+
+
+@settled
+@given(st.data(), st.integers(4, 32), st.sampled_from([0.0, 0.25, 0.5]))
+def test_a_rectangle_has_half_an_overlap_of_context(data: st.DataObject, patch: int, overlap: float) -> None:
+    height, width = (data.draw(st.integers(patch, 150)) for _ in range(2))
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
+    region = np.zeros((height, width), np.bool_)
+    region[top:bottom, left:right] = True
+    deep = np.zeros_like(region)
+    context = int(overlap * patch / 2)
+    for y, x in places(region, (patch, patch), overlap):
+        rows = slice(y + (context if y > top else 0), y + patch - (context if y + patch < bottom else 0))
+        columns = slice(x + (context if x > left else 0), x + patch - (context if x + patch < right else 0))
+        deep[rows, columns] = True
+    assert deep[region].all()
+
+
+def test_fewer_patches_cover_a_narrow_band() -> None:
+    region = np.zeros((10, 320, 256), np.bool_)
+    region[:, :, 80:190] = True
+    assert count_patches(region.shape, (128, 128), 0.5) == 120
+    assert count_patches(region.shape, (128, 128), 0.5, region) == 40
+
+
+def test_the_batch_does_not_matter_within_a_region() -> None:
+    random = np.random.default_rng(3)
+    volume, region = random.normal(size=(4, 30, 41)).astype(np.float32), random.random((4, 30, 41)) < 0.02
+    region[1] = False
+    results = [
+        predict_volume(volume, np.sin, patch=(16, 12), channels=3, batch=batch, region=region) for batch in (1, 5, 64)
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
 
 
 def test_channels_are_the_neighbouring_slices_clamped_at_the_ends() -> None:
@@ -147,6 +248,8 @@ def test_output_that_is_not_finite_is_refused(wrong: float) -> None:
         ({"channels": 2}, "odd"),
         ({"overlap": 1.0}, "overlap"),
         ({"overlap": -0.1}, "overlap"),
+        ({"region": np.ones((2, 8, 7), np.bool_)}, "region must be"),
+        ({"region": np.ones((2, 8, 8), np.uint8)}, "region must be"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_at_once(change: dict[str, object], message: str) -> None:

@@ -1,0 +1,163 @@
+"""What extraction and overlap cost, and what they are worth: `python -m trt.pareto --data DIR`.
+
+Every combination segments every patient held back, in turn, and its cost is in CPU seconds, so that what else the
+machine does falls on none of them. Prints one table as Markdown, or JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from trt.dataset import Case, DatasetError, Mask, read_folder, read_split
+from trt.engine import EngineError, open_engine
+from trt.extraction import Extraction, finder_model, select
+from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
+from trt.patches import Predict, count_patches, normalise, predict_slices
+
+OVERLAPS = (0.0, 0.125, 0.25, 0.5)
+EXTRACTIONS: tuple[Extraction, ...] = ("all", "tissue", "spine")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One series at one choice. `dice` by label name, NaN where neither mask holds it; `kept` of the foreground, 0..1.
+
+    `cpu_s`, of all threads, run from the normalised volume to the mask; `select_s` of them before the first patch.
+    """
+
+    patient: str
+    extraction: Extraction
+    overlap: float
+    patches: int
+    cpu_s: float
+    select_s: float
+    kept: float
+    dice: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A choice over all series: means, but `kept`, which is the worst patient's."""
+
+    extraction: Extraction
+    overlap: float
+    patches: float
+    cpu_s: float
+    select_s: float
+    kept: float
+    dice: dict[str, float]
+    mean: float
+
+
+def attempt(
+    case: Case, manifest: Manifest, predict: Predict, finder: Predict | None, extraction: Extraction, overlap: float
+) -> Trial:
+    """Segment a case, on the model's grid, and judge it."""
+    image = normalise(case.image, manifest.normalisation)
+    mask: Mask = np.empty(image.shape, np.uint8)
+    began = time.process_time()
+    region = select(image, manifest, extraction, finder).region
+    selected = time.process_time()
+    for z, logits in predict_slices(
+        image, predict, patch=manifest.patch, channels=manifest.channels, overlap=overlap, region=region
+    ):
+        mask[z] = logits.argmax(0)
+    ended = time.process_time()
+    spine = case.mask > 0
+    inside = spine if region is None else spine & region
+    return Trial(
+        patient=case.name,
+        extraction=extraction,
+        overlap=overlap,
+        patches=count_patches(image.shape, manifest.patch, overlap, region),
+        cpu_s=ended - began,
+        select_s=selected - began,
+        kept=float(inside.sum() / spine.sum()) if spine.any() else 1.0,
+        dice={label.name: _dice(mask == label.value, case.mask == label.value) for label in manifest.labels},
+    )
+
+
+def _dice(found: np.ndarray, truth: np.ndarray) -> float:
+    total = int(found.sum()) + int(truth.sum())
+    return 2 * int((found & truth).sum()) / total if total else math.nan
+
+
+def summarise(trials: Iterable[Trial]) -> list[Row]:
+    """One row for each choice, in the order in which they first come."""
+    choices: dict[tuple[Extraction, float], list[Trial]] = {}
+    for trial in trials:
+        choices.setdefault((trial.extraction, trial.overlap), []).append(trial)
+    return [_row(group) for group in choices.values()]
+
+
+def _row(trials: Sequence[Trial]) -> Row:
+    columns = {name: [trial.dice[name] for trial in trials] for name in trials[0].dice}
+    known = {name: [value for value in column if not math.isnan(value)] for name, column in columns.items()}
+    dice = {name: statistics.fmean(column) for name, column in known.items() if column}
+    return Row(
+        extraction=trials[0].extraction,
+        overlap=trials[0].overlap,
+        patches=statistics.fmean(trial.patches for trial in trials),
+        cpu_s=statistics.fmean(trial.cpu_s for trial in trials),
+        select_s=statistics.fmean(trial.select_s for trial in trials),
+        kept=min(trial.kept for trial in trials),
+        dice=dice,
+        mean=statistics.fmean(dice.values()) if dice else math.nan,
+    )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a table."""
+    names = list(rows[0].dice)
+    heads = ["extraction", "overlap", "patches", "CPU s", "of them selecting", *names, "mean", "kept, worst"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        figures = [f"{row.dice.get(name, math.nan):.4f}" for name in names]
+        cells = [f"{row.overlap:g}", f"{row.patches:.0f}", f"{row.cpu_s:.2f}", f"{row.select_s:.2f}", *figures]
+        lines.append("| " + " | ".join([row.extraction, *cells, f"{row.mean:.4f}", f"{row.kept:.5f}"]) + " |")
+    return "\n".join(lines)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of series with image and mask.")],
+    model: Annotated[str, typer.Option(help="Name or folder of the model; split.json beside it.")] = DEFAULT_MODEL,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every series in it.")] = False,
+) -> None:
+    """Patches, CPU seconds, Dice and share kept for every extraction and overlap, on the patients held back."""
+    with ExitStack() as stack:
+        try:
+            manifest = load(model)
+            people = read_split(manifest.path.with_name("split.json"))
+            cases = read_folder(data, len(manifest.labels), people.validation)
+            engine = stack.enter_context(open_engine(manifest, threads=threads))
+            finder = None
+            if manifest.finder is not None:
+                finder = stack.enter_context(open_engine(finder_model(manifest), threads=threads))
+        except (ManifestError, DatasetError, EngineError) as error:
+            raise typer.BadParameter(str(error)) from error
+        wanted = EXTRACTIONS if finder is not None else EXTRACTIONS[:-1]
+        choices = list(product(wanted, OVERLAPS))
+        trials = [attempt(case, manifest, engine, finder, *choice) for case in cases for choice in choices]
+    rows = summarise(trials)
+    if as_json:
+        report = {"model": f"{manifest.name} {manifest.version}", "rows": rows, "trials": trials}
+        typer.echo(json.dumps(report, indent=1, default=asdict))
+    else:
+        typer.echo(markdown(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,105 @@
+"""From a volume to its mask: turn, resample, select what to run, predict, turn back. No DICOM is read or written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.errors import EngineFailure
+from trt.extraction import Extraction, select
+from trt.manifest import Manifest
+from trt.patches import NonFiniteOutput, Predict, Progress, count_patches, normalise, predict_slices
+from workers.grid import from_canonical, resampling, to_canonical, to_model, to_native
+from workers.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A mask (frames, rows, columns) uint8 of label values on the grid of its volume, and what it took.
+
+    `extraction` is what was done in the end; `reason` says why that is less than was asked, or is empty. `patches` were
+    run of the `grid` that covers everything; `saved_s` estimates the seconds that the others would have taken, less
+    those of the selection.
+    """
+
+    mask: NDArray[np.uint8]
+    extraction: Extraction
+    reason: str
+    patches: int
+    grid: int
+    saved_s: float
+
+
+def predict_mask(
+    volume: Volume,
+    predict: Predict,
+    manifest: Manifest,
+    *,
+    overlap: float,
+    batch: int,
+    extraction: Extraction = "spine",
+    finder: Predict | None = None,
+    progress: Progress | None = None,
+    timings: dict[str, float] | None = None,
+) -> Prediction:
+    """Predict the mask of `volume`; `finder` runs the manifest's finder, without which "spine" is "tissue".
+
+    One slice of logits at a time is on the native grid. `timings` gets the seconds of each stage.
+
+    Raises
+    ------
+    EngineFailure
+        A network raises, or returns NaN or infinity.
+    """
+    timings = {} if timings is None else timings
+    with timed(timings, "prepare"):
+        canonical = to_canonical(volume)
+        weights = resampling(canonical, manifest.spacing_mm)
+        pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
+        mask, axes, flips = np.zeros(canonical.voxels.shape, np.uint8), canonical.axes, canonical.flips
+        del canonical  # as large as the volume
+    try:
+        with timed(timings, "select"):
+            selection = select(pixels, manifest, extraction, finder, batch=batch)
+            grid = count_patches(pixels.shape, manifest.patch, overlap)
+            patches = grid
+            if selection.region is not None:
+                patches = count_patches(pixels.shape, manifest.patch, overlap, selection.region)
+        with timed(timings, "predict"):
+            slices = predict_slices(
+                pixels,
+                predict,
+                patch=manifest.patch,
+                channels=manifest.channels,
+                overlap=overlap,
+                batch=batch,
+                region=selection.region,
+                progress=progress,
+            )
+            for z, logits in slices:
+                mask[z] = to_native(logits, weights).argmax(axis=0)
+    except NonFiniteOutput as error:
+        raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
+    except RuntimeError as error:  # EngineError, and what a backend itself raises
+        raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
+    return Prediction(
+        mask=from_canonical(mask, axes, flips),
+        extraction=selection.extraction,
+        reason=selection.reason,
+        patches=patches,
+        grid=grid,
+        saved_s=timings["predict"] / max(patches, 1) * (grid - patches) - timings["select"],
+    )
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Note the seconds that the block takes under the name of a stage."""
+    started = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - started
