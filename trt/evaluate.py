@@ -1,16 +1,15 @@
-"""Judge a model on patients held back from training: `python -m trt.evaluate --data DIR`.
+"""Judge models on patients held back from training: `python -m trt.evaluate --data DIR`; one command, one table.
 
-Runs the ONNX file by way of `trt.engine` and `trt.patches`, the road that serves, and prints 3-D Dice per patient:
-whole series, averaged over patients. Figures on balanced patches or on training patients flatter and are not given.
+Runs the ONNX file by way of `trt.engine` and `trt.patches`, the road that serves, on the trials of `trt.trials`:
+series as acquired, inverted, T1-like, and, for a model that marks tumours, with simulated lesions and without.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,148 +18,255 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
+from rich.progress import track
 
+from trt.card import write_card
 from trt.dataset import Case, DatasetError, Mask, read_folder, read_split
-from trt.engine import EngineError, open_engine
-from trt.manifest import DEFAULT_MODEL, MAX_OVERLAP, Label, Manifest, ManifestError, load
-from trt.patches import Predict, normalise, predict_slices
+from trt.engine import Engine, EngineError, Precision, open_engine
+from trt.extraction import Extraction, finder_model, select
+from trt.lesions import Weighting
+from trt.manifest import DEFAULT_MODEL, MAX_OVERLAP, Manifest, ManifestError, load
+from trt.metrics import FOUND_IOU, MIN_VOLUME
+from trt.patches import Array, Predict, normalise, predict_slices
+from trt.pictures import draw_pictures
+from trt.report import FIGURES_FILE, SCORED, markdown
+from trt.scores import SIZES, Score, knows_tumours, measure, row, summary
+from trt.trials import Plan, Rendering, Trial, plan
 
 
 @dataclass(frozen=True)
-class Score:
-    """One series: Dice 0..1 by label value, NaN where neither mask holds the label; `seconds` from image to mask."""
+class Candidate:
+    """A model made ready to be tried; `predict` may be any callable. `overlap` as the manifest has it if None."""
 
-    name: str
-    dice: dict[int, float]
-    seconds: float
+    manifest: Manifest
+    predict: Predict
+    overlap: float | None = None
+    extraction: Extraction = "all"
+    finder: Predict | None = None
+
+    def segment(self, trial: Trial) -> tuple[Mask, float]:
+        """The mask of a trial, and the seconds it took."""
+        began = time.perf_counter()
+        found = segment(
+            trial.image,
+            self.manifest,
+            self.predict,
+            overlap=self.overlap,
+            extraction=self.extraction,
+            finder=self.finder,
+        )
+        return found, time.perf_counter() - began
 
 
 def segment(
-    image: NDArray[np.generic], manifest: Manifest, predict: Predict, *, overlap: float | None = None, batch: int = 8
+    image: NDArray[np.generic],
+    manifest: Manifest,
+    predict: Predict,
+    *,
+    overlap: float | None = None,
+    batch: int = 8,
+    extraction: Extraction = "all",
+    finder: Predict | None = None,
 ) -> Mask:
-    """Label values (Z, Y, X) uint8 of an image (Z, Y, X) on the model's grid, any real dtype and unit."""
+    """Label values (Z, Y, X) uint8 of an image (Z, Y, X) on the model's grid, any real dtype and unit.
+
+    `extraction` tells where the model runs, by `finder` where it asks for one; see `trt.extraction.select`.
+    """
     mask = np.empty(image.shape, np.uint8)
+    volume = normalise(image, manifest.normalisation)
     slices = predict_slices(
-        normalise(image, manifest.normalisation),
+        volume,
         predict,
         patch=manifest.patch,
         channels=manifest.channels,
         overlap=manifest.overlap if overlap is None else overlap,
         batch=batch,
+        region=select(volume, manifest, extraction, finder, batch=batch).region,
     )
     for z, logits in slices:
         mask[z] = logits.argmax(0)
     return mask
 
 
-def dice(found: Mask, truth: Mask, label: int) -> float:
-    """Twice the overlap over the sum of both sizes; NaN where the label is in neither."""
-    found, truth = found == label, truth == label
-    total = int(np.count_nonzero(found)) + int(np.count_nonzero(truth))
-    return 2 * int(np.count_nonzero(found & truth)) / total if total else float("nan")
+def mirrored(predict: Predict) -> Predict:
+    """The average of the logits of patches and of their mirror images across the patient, at twice the price.
 
-
-def evaluate(
-    cases: Sequence[Case],
-    manifest: Manifest,
-    predict: Predict,
-    *,
-    overlap: float | None = None,
-    batch: int = 8,
-) -> tuple[Score, ...]:
-    """Score every case."""
-    scores = []
-    for case in cases:
-        began = time.perf_counter()
-        found = segment(case.image, manifest, predict, overlap=overlap, batch=batch)
-        seconds = time.perf_counter() - began
-        values = {label.value: dice(found, case.mask, label.value) for label in manifest.labels}
-        scores.append(Score(case.name, values, seconds))
-    return tuple(scores)
-
-
-def summary(scores: Sequence[Score], labels: Sequence[Label]) -> dict[str, Any]:
-    """Mean, standard deviation and worst of Dice over series, by label name and over labels ("mean").
-
-    Labels in neither mask are left out; what cannot be told then is None.
+    Left and right of a sagittal series are its channels in order and in reverse. Nothing else is mirrored: a spine is
+    neither up and down nor front and back the same.
     """
-    columns = {label.name: [score.dice[label.value] for score in scores] for label in labels}
-    present = [[value for value in score.dice.values() if not math.isnan(value)] for score in scores]
-    columns["mean"] = [statistics.fmean(values) for values in present if values]
-    return {name: _spread([value for value in column if not math.isnan(value)]) for name, column in columns.items()}
+
+    def both(patches: Array) -> Array:
+        logits = predict(patches) + predict(np.ascontiguousarray(patches[:, ::-1]))
+        logits *= np.float32(0.5)
+        return logits
+
+    return both
 
 
-def _spread(values: list[float]) -> dict[str, float | None]:
-    return {
-        "mean": round(statistics.fmean(values), 4) if values else None,
-        "sd": round(statistics.stdev(values), 4) if len(values) > 1 else None,
-        "worst": round(min(values), 4) if values else None,
-    }
+def evaluate(plans: Sequence[Plan], candidates: Sequence[Candidate], *, patches: int = 64) -> list[list[Score]]:
+    """Scores of every candidate, one after the other, on the trials of `plans`; a terminal is shown the progress.
+
+    `patches` are drawn of each series and foreground; see `trt.scores.measure`.
+    """
+    scores: list[list[Score]] = [[] for _ in candidates]
+    console = Console(stderr=True)
+    for planned in track(plans, "trials", console=console, disable=not console.is_terminal):
+        trial = planned.build()
+        for some, candidate in zip(scores, candidates, strict=True):
+            found, seconds = candidate.segment(trial)
+            labels, patch = candidate.manifest.labels, candidates[0].manifest.patch
+            some.append(measure(trial, found, labels, patch=patch, patches=patches, seconds=seconds))
+    return scores
+
+
+def choose_cases(
+    data: Path, manifests: Sequence[Manifest], patients: str, training_too: bool
+) -> tuple[tuple[Case, ...], str]:
+    """The cases to score, and what they are to the models: "held back", "not trained on" or "trained on in part".
+
+    `patients` is "held-back", "all", or names between commas. Raises `DatasetError` where a patient is one that any of
+    the models was trained on, unless `training_too`, and what `read_folder` and `read_split` raise.
+    """
+    splits = [read_split(manifest.path.with_name("split.json")) for manifest in manifests]
+    wanted = {"all": None, "held-back": splits[0].validation}.get(patients, tuple(patients.split(",")))
+    names = max(([label.name for label in manifest.labels] for manifest in manifests), key=len)
+    cases = read_folder(data, len(names), wanted, names=names, pixels=manifests[0].spacing_mm)
+    found = {case.patient for case in cases}
+    known = sorted(found & {name for split in splits for name in split.train})
+    if known and not training_too:
+        raise DatasetError(
+            f"{len(known)} of {len(found)} patients are ones a model was trained on ({', '.join(known)}): their "
+            "figures flatter; choose others with --patients, or give --training-too, and the title will say so"
+        )
+    if known:
+        return cases, "trained on in part"
+    return cases, "held back" if found <= set(splits[0].validation) else "not trained on"
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of npz files.")],
+    data: Annotated[Path, typer.Option(help="Folder of the series and their masks.")],
     model: Annotated[str, typer.Option(help="Name or folder of the model.")] = DEFAULT_MODEL,
+    baseline: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a further model for the same trials; may be repeated.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="Engine to run it on.")] = "openvino",
-    precision: Annotated[str, typer.Option(help="f32 or bf16.")] = "f32",
+    precision: Annotated[Precision, typer.Option(help="What it calculates in.")] = "f32",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not given.")] = None,
     overlap: Annotated[
         float | None, typer.Option(min=0, max=MAX_OVERLAP, help="Share of a patch; the model's default if not given.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    record: Annotated[bool, typer.Option(help="Write the figures into the model's manifest.")] = False,
+    extraction: Annotated[Extraction, typer.Option(help="Where it runs; spine is tissue without a finder.")] = "spine",
+    tta: Annotated[bool, typer.Option("--tta", help="Average with the mirror image across the patient.")] = False,
+    patients: Annotated[str, typer.Option(help="held-back, all, or names between commas.")] = "held-back",
+    training_too: Annotated[bool, typer.Option("--training-too", help="Patients trained on, too.")] = False,
+    simulated: Annotated[int, typer.Option(min=0, help="Series with lesions, and as many without, per patient.")] = 4,
+    t2: Annotated[bool, typer.Option("--t2", help="Simulated lesions in T2 weighting as well.")] = False,
+    patches: Annotated[int, typer.Option(min=2, help="Class-balanced patches of each series.")] = 64,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
+    as_markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for example pictures.")] = None,
+    record: Annotated[
+        bool, typer.Option(help=f"Write {FIGURES_FILE}, the manifest's validation and MODEL_CARD.md of the model.")
+    ] = False,
 ) -> None:
-    """Dice of the model on the patients of its split that were held back."""
-    try:
-        manifest = load(model)
-        split = read_split(manifest.path.with_name("split.json"))
-        cases = read_folder(data, len(manifest.labels), split.validation)
-        opened = open_engine(manifest, backend, precision=precision)  # type: ignore[arg-type]  # checked inside
-    except (ManifestError, DatasetError, EngineError) as error:
-        raise typer.BadParameter(str(error)) from error
-    with opened as engine:
-        scores, runs = evaluate(cases, manifest, engine, overlap=overlap), engine.describe()
-    figures = summary(scores, manifest.labels)
-    report = {
-        "measure": "3-D Dice per series, over patients held back from training",
-        "patients": {
-            score.name: {label.name: _rounded(score.dice[label.value]) for label in manifest.labels} for score in scores
-        },
-        "dice": figures,
-        "overlap": manifest.overlap if overlap is None else overlap,
-        "engine": f"{runs['backend']} {runs['precision']}",
+    """The figures of a model, and of others beside it, on the patients of its split that were held back."""
+    if record and training_too:
+        raise typer.BadParameter("figures on patients trained on are not recorded: leave out --training-too")
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        try:
+            manifests = [load(model), *(load(folder) for folder in baseline or ())]
+            cases, scored = choose_cases(data, manifests, patients, training_too)
+            engines = [_open(stack, manifest, backend, precision, threads) for manifest in manifests]
+            finders = [
+                _open(stack, finder_model(manifest), backend, precision, threads)
+                if extraction == "spine" and manifest.finder
+                else None
+                for manifest in manifests
+            ]
+        except (ManifestError, DatasetError, EngineError) as error:
+            raise typer.BadParameter(str(error)) from error
+        candidates = [
+            Candidate(
+                manifest,
+                mirrored(engine) if tta else engine,
+                overlap,
+                "tissue" if extraction == "spine" and finder is None else extraction,
+                finder,
+            )
+            for manifest, engine, finder in zip(manifests, engines, finders, strict=True)
+        ]
+        weightings = (Weighting.T1_GADOLINIUM, *([Weighting.T2] if t2 else []))
+        looking = any(knows_tumours(manifest.labels) for manifest in manifests)
+        plans = plan(cases, simulated if looking else 0, weightings)
+        scores = evaluate(plans, candidates, patches=patches)
+        runs = [engine.describe() for engine in engines]
+        if pictures is not None:
+            draw_pictures(
+                pictures, plans, scores[0], manifests[0].labels, lambda trial: candidates[0].segment(trial)[0]
+            )
+    entries = [
+        _entry(candidate, some, f"{run['backend']} {run['precision']}")
+        for candidate, some, run in zip(candidates, scores, runs, strict=True)
+    ]
+    report: dict[str, Any] = {
+        "notice": "For research, not for diagnosis.",
+        "scored": scored,
+        "patients": sorted({case.patient for case in cases}),
+        "trials": {"series": len(plans), "simulated_per_patient": 2 * simulated * looking, "patches": patches},
+        "rules": {"found_iou": FOUND_IOU, "min_volume_mm3": MIN_VOLUME, "sizes_mm": SIZES, "tta": tta},
+        "models": entries,
+        "seconds": round(time.perf_counter() - began, 1),
     }
+    text = markdown(report)
+    for path, content in ((as_json, json.dumps(report, indent=1, ensure_ascii=False) + "\n"), (as_markdown, text)):
+        if path is not None:
+            path.write_text(content, encoding="utf-8")
     if record:
-        path = manifest.path.with_name("manifest.json")
-        fields = json.loads(path.read_text(encoding="utf-8")) | {"validation": report}
-        path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    console = Console()
-    if as_json:
-        seconds = {score.name: round(score.seconds, 3) for score in scores}
-        console.print_json(data={"model": f"{manifest.name} {manifest.version}", **report, "seconds": seconds})
-    else:
-        console.print(_table(scores, manifest, figures))
+        _record(manifests[0], report)
+    typer.echo(text)
 
 
-def _table(scores: Sequence[Score], manifest: Manifest, figures: dict[str, Any]) -> Table:
-    table = Table(title=f"{manifest.name} {manifest.version}: 3-D Dice on patients held back")
-    for heading in ("patient", *(label.name for label in manifest.labels), "mean", "seconds"):
-        table.add_column(heading, justify="left" if heading == "patient" else "right")
-    for score in scores:
-        values = [score.dice[label.value] for label in manifest.labels]
-        table.add_row(score.name, *(f"{v:.3f}" for v in (*values, statistics.fmean(values))), f"{score.seconds:.2f}")
-    table.add_section()
-    for row in ("mean", "sd", "worst"):
-        table.add_row(row, *(_text(column[row]) for column in figures.values()), "")
-    return table
+def _open(stack: ExitStack, manifest: Manifest, backend: str, precision: Precision, threads: int | None) -> Engine:
+    return stack.enter_context(open_engine(manifest, backend, precision=precision, threads=threads))
 
 
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 4)
+def _entry(candidate: Candidate, scores: Sequence[Score], engine: str) -> dict[str, Any]:
+    manifest = candidate.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "sha256": manifest.digest,
+        "labels": [label.name for label in manifest.labels],
+        "overlap": manifest.overlap if candidate.overlap is None else candidate.overlap,
+        "extraction": candidate.extraction,
+        "engine": engine,
+        "figures": summary(scores, manifest.labels),
+        "series": [row(score) for score in scores],
+    }
 
 
-def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def validation(report: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest keeps of a report: 3-D Dice of its first model on real series."""
+    model = report["models"][0]
+    real = [entry for entry in model["series"] if entry["group"] == Rendering.ACQUIRED]
+    figures = model["figures"]["labels"] | {"mean": {"dice": model["figures"]["mean_dice"]}}
+    return {
+        "measure": f"3-D Dice per series as acquired, over patients {SCORED[report['scored']]}",
+        "patients": {e["name"]: {name: label["dice"] for name, label in e["labels"].items()} for e in real},
+        "dice": {name: {key: each["dice"][key] for key in ("mean", "sd", "worst")} for name, each in figures.items()},
+        "overlap": model["overlap"],
+        "engine": model["engine"],
+    }
+
+
+def _record(manifest: Manifest, report: dict[str, Any]) -> None:
+    folder = manifest.path.parent
+    (folder / FIGURES_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / "manifest.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) | {"validation": validation(report)}
+    path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_card(load(folder))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from trt import evaluate as evaluating
-from trt.dataset import Case, read_folder, read_split
+from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.engine import open_engine
-from trt.evaluate import Score, dice, evaluate, summary
-from trt.manifest import Label, load
+from trt.evaluate import Candidate, choose_cases, evaluate, mirrored
+from trt.manifest import load
 from trt.phantom import spine_phantom
+from trt.scores import summary
+from trt.trials import Plan, Rendering, plan
 
 BOUNDS = {"vertebra": 0.85, "spinal canal": 0.85, "intervertebral disc": 0.75}
 
@@ -48,29 +50,14 @@ def test_the_committed_model_on_patients_held_back() -> None:
     folder, manifest = spine_data(), load()
     split = read_split(manifest.path.with_name("split.json"))
     cases = read_folder(folder, len(manifest.labels), split.validation)
+    plans = [Plan(case, Rendering.ACQUIRED) for case in cases]
     with open_engine(manifest) as engine:
-        scores = evaluate(cases, manifest, engine, overlap=0.25)
-    figures = summary(scores, manifest.labels)
+        (scores,) = evaluate(plans, [Candidate(manifest, engine, overlap=0.25)])
+    figures = {name: label["dice"] for name, label in summary(scores, manifest.labels)["labels"].items()}
     assert {case.patient for case in cases} == set(split.validation)
     for name, bound in BOUNDS.items():
         assert figures[name]["mean"] >= bound, figures
         assert figures[name]["worst"] >= bound - 0.15, figures
-
-
-def test_dice_by_hand() -> None:
-    truth = np.array([[[0, 1, 1, 2]]], np.uint8)
-    found = np.array([[[1, 1, 1, 0]]], np.uint8)
-    assert dice(found, truth, 1) == pytest.approx(2 * 2 / (3 + 2))
-    assert dice(found, truth, 2) == 0
-    assert math.isnan(dice(found, truth, 3))
-
-
-def test_the_summary_leaves_out_what_is_not_there() -> None:
-    scores = (Score("a", {1: 0.5, 2: float("nan")}, 1.0), Score("b", {1: 0.9, 2: 0.8}, 1.0))
-    figures = summary(scores, (Label(1, "bone"), Label(2, "disc")))
-    assert figures["bone"] == {"mean": 0.7, "sd": 0.2828, "worst": 0.5}
-    assert figures["disc"] == {"mean": 0.8, "sd": None, "worst": 0.8}
-    assert figures["mean"]["worst"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -81,6 +68,11 @@ def test_the_summary_leaves_out_what_is_not_there() -> None:
         ["--precision", "f64"],
         ["--data", "/nowhere"],
         ["--overlap", "0.8"],
+        ["--extraction", "bone"],
+        ["--patients", "p9"],
+        ["--patients", "p1,nobody"],
+        ["--baseline", "/nowhere"],
+        ["--training-too", "--record"],
     ],
 )
 def test_what_the_command_line_cannot_do_it_says(model: Path, arguments: list[str]) -> None:
@@ -100,8 +92,22 @@ def test_a_perfect_network_scores_one() -> None:
         centre = np.rint(patches[:, 1] * 3).astype(int)
         return np.eye(4, dtype=np.float32)[centre].transpose(0, 3, 1, 2).copy()
 
-    (score,) = evaluate([case], manifest, predict)
-    assert set(score.dice.values()) == {1.0}
+    ((score,),) = evaluate(plan([case])[:1], [Candidate(manifest, predict)])
+    assert {label.dice for label in score.labels.values()} == {1.0}
+    assert set(score.spine.figures().values()) == {1.0}
+    assert score.seconds > 0
+
+
+def test_mirroring_sees_the_channels_in_both_orders() -> None:
+    def first(patches: np.ndarray) -> np.ndarray:
+        assert patches.flags.c_contiguous
+        return patches[:, :1].copy()
+
+    patches = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    both = mirrored(first)(patches)
+    assert np.allclose(both[:, 0], (patches[:, 0] + patches[:, 2]) / 2)
+    assert np.array_equal(both, mirrored(first)(patches[:, ::-1].copy()))
+    assert both.dtype == np.float32
 
 
 @pytest.fixture
@@ -109,8 +115,8 @@ def model(tmp_path: Path) -> Path:
     """The committed model, its split naming two phantoms."""
     folder = tmp_path / "model"
     folder.mkdir()
-    for name in ("model.onnx", "manifest.json"):
-        (folder / name).write_bytes(load().path.with_name(name).read_bytes())
+    for path in (*load().path.parent.glob("*.onnx"), load().path.with_name("manifest.json")):
+        shutil.copy(path, folder)
     (folder / "split.json").write_text(json.dumps({"train": ["p9"], "validation": ["p0", "p1"], "seed": 0}))
     for n in range(2):
         phantom = spine_phantom((3, 200, 200), (3.0, 0.9375, 0.9375), n)
@@ -118,16 +124,53 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_command_line_prints_and_records(model: Path) -> None:
+def test_patients_trained_on_are_never_scored_by_the_way(model: Path) -> None:
+    manifests, data = [load(model)], model.parent
+    cases, scored = choose_cases(data, manifests, "held-back", False)
+    assert ([case.patient for case in cases], scored) == (["p0", "p1"], "held back")
+    assert choose_cases(data, manifests, "p1", False)[1] == "held back"
+    (model / "split.json").write_text(json.dumps({"train": ["p9"], "validation": ["p0"], "seed": 0}))
+    assert choose_cases(data, manifests, "all", False)[1] == "not trained on"
+    (model / "split.json").write_text(json.dumps({"train": ["p1"], "validation": ["p0"], "seed": 0}))
+    with pytest.raises(DatasetError, match=r"1 of 2 patients .*p1"):
+        choose_cases(data, manifests, "all", False)
+    cases, scored = choose_cases(data, manifests, "all", True)
+    assert ([case.patient for case in cases], scored) == (["p0", "p1"], "trained on in part")
+
+
+def test_a_baseline_trained_on_the_patients_is_refused_too(model: Path, tmp_path: Path) -> None:
+    baseline = tmp_path / "baseline"
+    shutil.copytree(model, baseline)
+    (baseline / "split.json").write_text(json.dumps({"train": ["p0"], "validation": ["p1"], "seed": 0}))
+    with pytest.raises(DatasetError, match="p0"):
+        choose_cases(model.parent, [load(model), load(baseline)], "held-back", False)
+
+
+def test_the_command_line_prints_and_records(model: Path, tmp_path: Path) -> None:
     app = Typer()
     app.command()(evaluating.main)
-    arguments = ["--data", str(model.parent), "--model", str(model)]
-    run = CliRunner().invoke(app, [*arguments, "--json", "--record"], catch_exceptions=False)
-    report = json.loads(run.output)
-    assert set(report["patients"]) == {"p0", "p1"}
-    assert report["dice"]["spinal canal"]["mean"] > 0.5
-    assert load(model).validation["dice"] == report["dice"]
-    run = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    files = {name: tmp_path / name for name in ("figures", "tables", "pictures")}
+    outputs = [
+        "--json",
+        str(files["figures"]),
+        "--markdown",
+        str(files["tables"]),
+        "--pictures",
+        str(files["pictures"]),
+    ]
+    arguments = ["--data", str(model.parent), "--model", str(model), "--baseline", str(model), "--patches", "4"]
+    run = CliRunner().invoke(app, [*arguments, "--record", *outputs], catch_exceptions=False)
     assert run.exit_code == 0
-    assert "spinal" in run.output
-    assert "worst" in run.output
+    report = json.loads(files["figures"].read_text())
+    assert report == json.loads((model / "figures.json").read_text())
+    assert report["patients"] == ["p0", "p1"]
+    assert [entry["name"] for entry in report["models"]] == [load().name] * 2
+    assert report["models"][0]["figures"]["labels"]["spinal canal"]["dice"]["mean"] > 0.5
+    assert run.output == files["tables"].read_text() + "\n"
+    assert (files["pictures"] / "worst.png").is_file()
+    recorded = load(model).validation
+    for name, figures in report["models"][0]["figures"]["labels"].items():
+        assert recorded["dice"][name] == {key: figures["dice"][key] for key in ("mean", "sd", "worst")}
+    assert set(recorded["patients"]) == {"p0", "p1"}
+    card = (model / "MODEL_CARD.md").read_text()
+    assert all(line in card for line in files["tables"].read_text().splitlines() if line.startswith("|"))

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt.engine import open_engine
-from trt.evaluate import dice, segment
+from trt.evaluate import segment
 from trt.manifest import load
+from trt.metrics import dice
 from trt.phantom import CANAL, DISC, VERTEBRA, spine_phantom
 
 SMALL = (6, 120, 110)

@@ -1,0 +1,131 @@
+"""The model card: `python -m trt.card --model MODEL` writes MODEL_CARD.md of a model from the files beside it.
+
+Words come from the template of this package, `card.md.jinja`, or from `MODEL_CARD.md.jinja` in the model's folder,
+which can extend it and say in its blocks what only the model's makers know. Every figure comes from manifest.json,
+split.json, figures.json (`trt.evaluate --record`) and, where they are there, ablation.json (`trt.ablation`) and
+training.json, an object of names and values that is shown as a table. A figure that the template asks for and no file
+has is an error, never a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, select_autoescape
+
+from trt.dataset import DatasetError, read_split
+from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
+from trt.metrics import spread
+from trt.report import FIGURES_FILE, sections, title
+
+TEMPLATES = ("MODEL_CARD.md.jinja", "card.md.jinja")
+PICTURES = {
+    "good": "The best of the series held back, by mean Dice.",
+    "typical": "The median one.",
+    "worst": "The worst one.",
+    "simulated-found": "A simulated lesion that was found.",
+    "simulated-missed": "The largest simulated lesion that was missed.",
+}
+
+
+class CardError(ValueError):
+    """A card that cannot be written; the message names the file and what is missing in it."""
+
+
+def write_card(manifest: Manifest) -> Path:
+    """Write MODEL_CARD.md into the model's folder and return its path; raises what `render` raises."""
+    path = manifest.path.with_name("MODEL_CARD.md")
+    path.write_text(render(manifest), encoding="utf-8")
+    return path
+
+
+def render(manifest: Manifest) -> str:
+    """The card of a model. Raises `CardError` for files that are missing, broken or of another model's weights."""
+    folder = manifest.path.parent
+    figures = _read(folder / FIGURES_FILE)
+    if figures is not None and figures["models"][0]["sha256"] != manifest.digest:
+        raise CardError(f"{folder / FIGURES_FILE}: figures of other weights; run trt.evaluate --record again")
+    ablation, training = _read(folder / "ablation.json"), _read(folder / "training.json")
+    try:
+        split = read_split(folder / "split.json")
+        environment = Environment(
+            loader=FileSystemLoader([folder, Path(__file__).parent]),
+            autoescape=select_autoescape(("html",)),  # Markdown is text
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        return environment.select_template(TEMPLATES).render(
+            manifest=manifest,
+            split=split,
+            size_mb=manifest.path.stat().st_size / 1e6,
+            title=title(figures) if figures else None,
+            sections=sections(figures) if figures else {},
+            model=figures["models"][0] if figures else None,
+            ablation=ablation_table(ablation) if ablation else None,
+            training=_facts(training) if training else None,
+            pictures={
+                name: words for name, words in PICTURES.items() if (folder / "pictures" / f"{name}.png").is_file()
+            },
+        )
+    except (TemplateError, DatasetError) as error:
+        raise CardError(f"{folder}: {error}") from error
+
+
+def ablation_table(ablation: dict[str, Any]) -> str:
+    """What `trt.ablation` wrote: Dice in %, mean ± sd over the seeds of each row."""
+    rows = ablation["rows"]
+    names = list(dict.fromkeys(name for row in rows for figures in row["seeds"].values() for name in figures))
+    lines = [f"| | {' | '.join(names)} |", f"| --- |{' --: |' * len(names)}"]
+    for row in rows:
+        seeds = row["seeds"].values()
+        cells = [_seeds([figures[name] for figures in seeds if name in figures]) for name in names]
+        lines.append(f"| {row['row']} | {' | '.join(cells)} |")
+    most = max((len(row["seeds"]) for row in rows), default=0)
+    words = (
+        f"Dice in %, mean ± sd over up to {most} seeds of {ablation['steps']} steps each, a short training: rows may "
+        "be compared with one another and with no other table. Whole slices; the patients held back, looked at "
+        "for every row. The tumours are **simulated**."
+    )
+    return "\n\n".join((words, "\n".join(lines)))
+
+
+def _seeds(values: list[float]) -> str:
+    over = spread(values)
+    if not over.count:
+        return "-"
+    return f"{100 * over.mean:.1f}" + ("" if math.isnan(over.sd) else f" ± {100 * over.sd:.1f}")
+
+
+def _facts(training: dict[str, Any]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in training.items())])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CardError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise CardError(f"{path}: must be a JSON object")
+    return fields
+
+
+def main(model: Annotated[str, typer.Option(help="Name or folder of the model.")] = DEFAULT_MODEL) -> None:
+    """Write MODEL_CARD.md of a model from the files beside it."""
+    try:
+        path = write_card(load(model))
+    except (ManifestError, CardError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
