@@ -1,17 +1,21 @@
 """What each part of the method brings: `python -m trt.ablation --data DIR --out DIR`, a table with seeds and spread.
 
 Every row is the whole recipe with one part left out, at the same number of steps of the same size, trained on the same
-patients and judged on those held back. Runs that are done lie in OUT and are not repeated, so a killed table goes on.
+patients and judged on those held back. Runs that are done lie in OUT and are not repeated, so a killed table goes on;
+runs of other settings, data or patients held back are.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+import os
 import statistics
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +29,8 @@ from trt.dataset import Case, DatasetError, make_split, read_folder, read_split
 from trt.lesions import Weighting, insert_lesions
 from trt.penn import PennConfig
 from trt.renditions import Mixture
-from trt.train import HELD_BACK, LABELS, RATES
-from trt.trainer import TrainConfig, prepare, train
+from trt.train import HELD_BACK, RATES
+from trt.trainer import LABELS, TrainConfig, fingerprint, prepare, train
 from trt.validation import score
 
 WHOLE = TrainConfig(network=PennConfig(classes=len(LABELS) + 1, side_heads=2))
@@ -74,26 +78,81 @@ def _with_lesions(number: int, case: Case) -> Case:
     return prepare([replace(case, image=drawn.image, mask=drawn.mask)])[0]
 
 
-def run(name: str, config: TrainConfig, trained: Sequence[Case], held_back: Sequence[Case], path: Path) -> None:
-    """Train and judge one row with one seed, on one thread; the figures are written to `path`."""
+def basis(trained: Sequence[Case], held_back: Sequence[Case]) -> dict[str, Any]:
+    """What the figures of any run on these cases hang on, besides its settings."""
+    split = {"train": trained, "held back": held_back}
+    return {
+        "data": fingerprint([*trained, *held_back]),
+        "split": {side: sorted({case.patient for case in cases}) for side, cases in split.items()},
+    }
+
+
+def settled(path: Path, config: TrainConfig, ground: Mapping[str, Any]) -> bool:
+    """Whether `path` holds the figures of a run with these settings and this `basis`."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    wanted = json.loads(json.dumps({"config": asdict(config), **ground}))
+    return isinstance(known, dict) and all(known.get(key) == value for key, value in wanted.items())
+
+
+def run(
+    name: str,
+    config: TrainConfig,
+    trained: Sequence[Case],
+    held_back: Sequence[Case],
+    ground: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Train and judge one row with one seed, on one thread; figures, null where there is none, go to `path`."""
     torch.set_num_threads(1)
     figures = judge(train(trained, config), held_back)
+    document = {
+        "row": name,
+        "seed": config.seed,
+        "steps": config.steps,
+        "config": asdict(config),
+        **ground,
+        "dice": {column: None if math.isnan(value) else value for column, value in figures.items()},
+    }
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"row": name, "seed": config.seed, "steps": config.steps, "dice": figures}))
+    partial.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
     partial.replace(path)
 
 
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, however that was ended."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each name: every seed's figures, their mean, and their standard deviation (None of one seed)."""
+    """One row for each name: every seed's figures, their mean, and their standard deviation (None of one seed).
+
+    A figure that a seed lacks (None) is left out; the mean of none is None.
+    """
     rows = []
     for name in dict.fromkeys(result["row"] for result in results):
-        seeds = {str(result["seed"]): result["dice"] for result in results if result["row"] == name}
-        columns = {column: [figures[column] for figures in seeds.values()] for column in COLUMNS}
+        seeds = {
+            str(result["seed"]): {column: value for column, value in result["dice"].items() if value is not None}
+            for result in results
+            if result["row"] == name
+        }
+        columns = {column: [figures[column] for figures in seeds.values() if column in figures] for column in COLUMNS}
         rows.append(
             {
                 "row": name,
                 "seeds": seeds,
-                "mean": {column: round(statistics.fmean(values), 4) for column, values in columns.items()},
+                "mean": {
+                    column: round(statistics.fmean(values), 4) if values else None for column, values in columns.items()
+                },
                 "sd": {
                     column: round(statistics.stdev(values), 4) if len(values) > 1 else None
                     for column, values in columns.items()
@@ -104,15 +163,18 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table, mean ± standard deviation over seeds."""
+    """The table, mean ± standard deviation over seeds; - where no seed has a figure."""
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
     for row in rows:
-        cells = [
-            f"{row['mean'][column]:.3f}" + (f" ± {row['sd'][column]:.3f}" if row["sd"][column] is not None else "")
-            for column in COLUMNS
-        ]
+        cells = [_cell(row["mean"][column], row["sd"][column]) for column in COLUMNS]
         lines.append(f"| {row['row']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(mean: float | None, sd: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}")
 
 
 def main(
@@ -126,33 +188,44 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, on one core each.")] = 1,
 ) -> None:
     """Train every row with every seed, judge it on the patients held back, and print the table."""
+    console = Console()
     try:
         cases = read_folder(data, len(LABELS), names=LABELS)
         people = read_split(split) if split else make_split({case.patient for case in cases}, HELD_BACK, 1)
+        prepared = prepare(cases)
+        trained = [case for case in prepared if case.patient in people.train]
+        judged = [case for case in prepared if case.patient in people.validation]
+        for some, what in ((trained, "trained on"), (judged, "held back")):
+            if not some:
+                raise DatasetError(
+                    f"{data}: holds no patient that the split has as {what}; give the split of this data"
+                )
     except DatasetError as error:
         raise typer.BadParameter(str(error)) from error
     chosen = {name: config for name, config in ROWS.items() if not row or name.startswith(tuple(row))}
-    prepared = prepare(cases)
-    trained = [case for case in prepared if case.patient in people.train]
-    judged = [case for case in prepared if case.patient in people.validation]
+    ground = basis(trained, judged)
     out.mkdir(parents=True, exist_ok=True)
     epoch = min(TrainConfig.epoch, max(1, steps // 10))
     results = []
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
         under_way = []
         for number in seed:  # every row with the first seed first: an early table is a whole one
             for name, config in chosen.items():
                 path = out / f"{'-'.join(name.replace(',', '').split())}-{steps}x{batch}-{number}.json"
                 results.append(path)
-                if not path.exists():
-                    settings = replace(config, steps=steps, batch=batch, epoch=epoch, seed=number)
-                    under_way.append(pool.submit(run, name, settings, trained, judged, path))
+                settings = replace(config, steps=steps, batch=batch, epoch=epoch, seed=number)
+                if path.exists() and settled(path, settings, ground):
+                    continue
+                if path.exists():
+                    console.print(f"{path.name}: of other settings, data or patients; done again", soft_wrap=True)
+                    path.unlink()
+                under_way.append(pool.submit(run, name, settings, trained, judged, ground, path))
         for future in under_way:
             future.result()
     rows = table([json.loads(path.read_text(encoding="utf-8")) for path in results])
-    document = {"steps": steps, "batch": batch, "patients held back": list(people.validation), "rows": rows}
-    (out / "ablation.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    Console().print(markdown(rows), soft_wrap=True)
+    document = {"steps": steps, "batch": batch, "patients held back": ground["split"]["held back"], "rows": rows}
+    (out / "ablation.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    console.print(markdown(rows), soft_wrap=True)
 
 
 if __name__ == "__main__":

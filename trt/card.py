@@ -4,7 +4,7 @@ Words come from the template of this package, `card.md.jinja`, or from `MODEL_CA
 which can extend it and say in its blocks what only the model's makers know. Every figure comes from manifest.json,
 split.json, figures.json (`trt.evaluate --record`) and, where they are there, ablation.json (`trt.ablation`) and
 training.json, an object of names and values that is shown as a table. A figure that the template asks for and no file
-has is an error, never a gap.
+has is an error, never a gap. Of the pictures, those that figures.json names are shown.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from trt.dataset import DatasetError, read_split
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
 from trt.metrics import spread
-from trt.report import FIGURES_FILE, sections, title
+from trt.report import FIGURES_FILE, Report, sections, title
 
 TEMPLATES = ("MODEL_CARD.md.jinja", "card.md.jinja")
 PICTURES = {
-    "good": "The best of the series held back, by mean Dice.",
+    "good": "The best of the series as acquired, by mean Dice.",
     "typical": "The median one.",
     "worst": "The worst one.",
     "simulated-found": "A simulated lesion that was found.",
@@ -45,10 +45,21 @@ def write_card(manifest: Manifest) -> Path:
 
 def render(manifest: Manifest) -> str:
     """The card of a model. Raises `CardError` for files that are missing, broken or of another model's weights."""
+    path = manifest.path.with_name(FIGURES_FILE)
+    figures = _read(path)
+    if figures is None:
+        return render_with(manifest, None)
+    try:
+        if figures["models"][0]["sha256"] != manifest.digest:
+            raise CardError(f"{path}: figures of other weights; run trt.evaluate --record again")
+        return render_with(manifest, figures)
+    except (KeyError, IndexError, TypeError) as error:
+        raise CardError(f"{path}: not as trt.evaluate writes it now ({error!r}); run it with --record again") from error
+
+
+def render_with(manifest: Manifest, figures: Report | None) -> str:
+    """The card with `figures` in place of those of the file, or without any; raises what `render` raises."""
     folder = manifest.path.parent
-    figures = _read(folder / FIGURES_FILE)
-    if figures is not None and figures["models"][0]["sha256"] != manifest.digest:
-        raise CardError(f"{folder / FIGURES_FILE}: figures of other weights; run trt.evaluate --record again")
     ablation, training = _read(folder / "ablation.json"), _read(folder / "training.json")
     try:
         split = read_split(folder / "split.json")
@@ -70,7 +81,9 @@ def render(manifest: Manifest) -> str:
             ablation=ablation_table(ablation) if ablation else None,
             training=_facts(training) if training else None,
             pictures={
-                name: words for name, words in PICTURES.items() if (folder / "pictures" / f"{name}.png").is_file()
+                name: words
+                for name, words in PICTURES.items()
+                if figures and name in figures.get("pictures", ()) and (folder / "pictures" / f"{name}.png").is_file()
             },
         )
     except (TemplateError, DatasetError) as error:
@@ -78,7 +91,7 @@ def render(manifest: Manifest) -> str:
 
 
 def ablation_table(ablation: dict[str, Any]) -> str:
-    """What `trt.ablation` wrote: Dice in %, mean ± sd over the seeds of each row."""
+    """What `trt.ablation` wrote: Dice in %, over the seeds of each row mean ± sd where there are several."""
     rows = ablation["rows"]
     names = list(dict.fromkeys(name for row in rows for figures in row["seeds"].values() for name in figures))
     lines = [f"| | {' | '.join(names)} |", f"| --- |{' --: |' * len(names)}"]
@@ -87,10 +100,12 @@ def ablation_table(ablation: dict[str, Any]) -> str:
         cells = [_seeds([figures[name] for figures in seeds if name in figures]) for name in names]
         lines.append(f"| {row['row']} | {' | '.join(cells)} |")
     most = max((len(row["seeds"]) for row in rows), default=0)
+    over = f"mean ± sd over up to {most} seeds" if most > 1 else "one seed, no spread,"
     words = (
-        f"Dice in %, mean ± sd over up to {most} seeds of {ablation['steps']} steps each, a short training: rows may "
-        "be compared with one another and with no other table. Whole slices; the patients held back, looked at "
-        "for every row. The tumours are **simulated**."
+        f"Dice in %, {over} of {ablation['steps']} steps each, a short training of networks of their own, not of the "
+        "weights above: rows may be compared with one another and with no other table. Whole slices; the patients held "
+        "back, looked at for every row. The tumours are **simulated**; they and the T1-like series are rendered from "
+        "the true masks, so that true borders become edges of the image: figures on both flatter."
     )
     return "\n\n".join((words, "\n".join(lines)))
 

@@ -7,6 +7,7 @@ series as acquired, inverted, T1-like, and, for a model that marks tumours, with
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from trt.card import write_card
+from trt.card import PICTURES, render_with, write_card
 from trt.dataset import Case, DatasetError, Mask, read_folder, read_split
+from trt.decision import decide
 from trt.engine import Engine, EngineError, Precision, open_engine
 from trt.extraction import Extraction, finder_model, select
 from trt.lesions import Weighting
@@ -29,7 +31,7 @@ from trt.manifest import DEFAULT_MODEL, MAX_OVERLAP, Manifest, ManifestError, lo
 from trt.metrics import FOUND_IOU, MIN_VOLUME
 from trt.patches import Array, Predict, normalise, predict_slices
 from trt.pictures import draw_pictures
-from trt.report import FIGURES_FILE, SCORED, markdown
+from trt.report import FIGURES_FILE, SCORED, Report, markdown
 from trt.scores import SIZES, Score, knows_tumours, measure, row, summary
 from trt.trials import Plan, Rendering, Trial, plan
 
@@ -54,6 +56,7 @@ class Candidate:
             overlap=self.overlap,
             extraction=self.extraction,
             finder=self.finder,
+            spacing=trial.spacing,
         )
         return found, time.perf_counter() - began
 
@@ -67,12 +70,13 @@ def segment(
     batch: int = 8,
     extraction: Extraction = "all",
     finder: Predict | None = None,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Mask:
     """Label values (Z, Y, X) uint8 of an image (Z, Y, X) on the model's grid, any real dtype and unit.
 
+    `spacing` (z, y, x) in mm tells what is too small a part of a label that has a least volume.
     `extraction` tells where the model runs, by `finder` where it asks for one; see `trt.extraction.select`.
     """
-    mask = np.empty(image.shape, np.uint8)
     volume = normalise(image, manifest.normalisation)
     slices = predict_slices(
         volume,
@@ -83,9 +87,7 @@ def segment(
         batch=batch,
         region=select(volume, manifest, extraction, finder, batch=batch).region,
     )
-    for z, logits in slices:
-        mask[z] = logits.argmax(0)
-    return mask
+    return decide(slices, volume.shape, manifest.labels, math.prod(spacing))
 
 
 def mirrored(predict: Predict) -> Predict:
@@ -122,11 +124,14 @@ def evaluate(plans: Sequence[Plan], candidates: Sequence[Candidate], *, patches:
 def choose_cases(
     data: Path, manifests: Sequence[Manifest], patients: str, training_too: bool
 ) -> tuple[tuple[Case, ...], str]:
-    """The cases to score, and what they are to the models: "held back", "not trained on" or "trained on in part".
+    """The cases to score, and what they are to the models, a key of `SCORED`.
 
-    `patients` is "held-back", "all", or names between commas. Raises `DatasetError` where a patient is one that any of
-    the models was trained on, unless `training_too`, and what `read_folder` and `read_split` raise.
+    `patients` is "held-back", "all", or names between commas. Where a model's split has none of the names, nothing is
+    claimed: its patients may be the same under other names. Raises `DatasetError` where a patient is one that any of
+    the models was trained on, unless `training_too`, `ManifestError` for models that cannot stand beside one another,
+    and what `read_folder` and `read_split` raise.
     """
+    require_alike(manifests)
     splits = [read_split(manifest.path.with_name("split.json")) for manifest in manifests]
     wanted = {"all": None, "held-back": splits[0].validation}.get(patients, tuple(patients.split(",")))
     names = max(([label.name for label in manifest.labels] for manifest in manifests), key=len)
@@ -140,7 +145,54 @@ def choose_cases(
         )
     if known:
         return cases, "trained on in part"
+    if any(found.isdisjoint((*split.train, *split.validation)) for split in splits):
+        return cases, "not known by name"
     return cases, "held back" if found <= set(splits[0].validation) else "not trained on"
+
+
+def require_alike(manifests: Sequence[Manifest]) -> None:
+    """Refuse, by `ManifestError`, models that cannot be judged by one truth: other pixels, or labels in another order.
+
+    One model may lack labels at the end of another's.
+    """
+    first = manifests[0]
+    for other in manifests[1:]:
+        if other.spacing_mm != first.spacing_mm:
+            ours, theirs = (" x ".join(f"{step:g}" for step in m.spacing_mm) for m in (first, other))
+            raise ManifestError(f"{other.name} works on pixels of {theirs} mm, {first.name} on {ours}: not comparable")
+    longest = max(([label.name for label in manifest.labels] for manifest in manifests), key=len)
+    for manifest in manifests:
+        names = [label.name for label in manifest.labels]
+        if names != longest[: len(names)]:
+            raise ManifestError(
+                f"{manifest.name} marks {', '.join(names)}, another model {', '.join(longest)}: not comparable; labels "
+                "must be the same in the same order, of which only the last may be missing"
+            )
+
+
+def require_recordable(candidate: Candidate, cases: Sequence[Case], *, tta: bool) -> None:
+    """Refuse, by `ValueError`, figures that the model's card is not to show.
+
+    They are to be of all patients held back and of no others, run as serving runs the model where it is told nothing
+    else.
+    """
+    manifest = candidate.manifest
+    held_back = set(read_split(manifest.path.with_name("split.json")).validation)
+    found = {case.patient for case in cases}
+    if found != held_back:
+        lacking, more = ", ".join(sorted(held_back - found)), ", ".join(sorted(found - held_back))
+        raise ValueError(
+            "only figures on all patients held back, and on no others, are recorded"
+            + (f"; not scored: {lacking}" if lacking else "")
+            + (f"; not held back: {more}" if more else "")
+        )
+    extraction = "spine" if manifest.finder else "tissue"
+    if tta:
+        raise ValueError("figures with --tta are not recorded: serving does not run the model twice")
+    if candidate.overlap not in (None, manifest.overlap):
+        raise ValueError(f"only figures at the model's own overlap are recorded, {manifest.overlap:g}")
+    if candidate.extraction != extraction:
+        raise ValueError(f"only figures of extraction {extraction} are recorded, which serving uses for this model")
 
 
 def main(
@@ -172,6 +224,7 @@ def main(
     """The figures of a model, and of others beside it, on the patients of its split that were held back."""
     if record and training_too:
         raise typer.BadParameter("figures on patients trained on are not recorded: leave out --training-too")
+    _require_places((as_json, as_markdown), pictures)
     began = time.perf_counter()
     with ExitStack() as stack:
         try:
@@ -184,47 +237,83 @@ def main(
                 else None
                 for manifest in manifests
             ]
-        except (ManifestError, DatasetError, EngineError) as error:
+            candidates = [
+                Candidate(
+                    manifest,
+                    mirrored(engine) if tta else engine,
+                    overlap,
+                    "tissue" if extraction == "spine" and finder is None else extraction,
+                    finder,
+                )
+                for manifest, engine, finder in zip(manifests, engines, finders, strict=True)
+            ]
+            runs = [f"{run['backend']} {run['precision']}" for run in (engine.describe() for engine in engines)]
+            weightings = (Weighting.T1_GADOLINIUM, *([Weighting.T2] if t2 else []))
+            looking = any(knows_tumours(manifest.labels) for manifest in manifests)
+            plans = plan(cases, simulated if looking else 0, weightings)
+            report: dict[str, Any] = {
+                "notice": "For research, not for diagnosis.",
+                "scored": scored,
+                "patients": sorted({case.patient for case in cases}),
+                "trials": {"series": len(plans), "simulated_per_patient": 2 * simulated * looking, "patches": patches},
+                "rules": {"found_iou": FOUND_IOU, "min_volume_mm3": MIN_VOLUME, "sizes_mm": SIZES, "tta": tta},
+                "models": [_entry(candidate, (), run) for candidate, run in zip(candidates, runs, strict=True)],
+                "pictures": [],
+            }
+            if record:
+                require_recordable(candidates[0], cases, tta=tta)
+                render_with(manifests[0], report)  # a card that cannot be written is to be known before the work
+        except (EngineError, ValueError) as error:
             raise typer.BadParameter(str(error)) from error
-        candidates = [
-            Candidate(
-                manifest,
-                mirrored(engine) if tta else engine,
-                overlap,
-                "tissue" if extraction == "spine" and finder is None else extraction,
-                finder,
-            )
-            for manifest, engine, finder in zip(manifests, engines, finders, strict=True)
-        ]
-        weightings = (Weighting.T1_GADOLINIUM, *([Weighting.T2] if t2 else []))
-        looking = any(knows_tumours(manifest.labels) for manifest in manifests)
-        plans = plan(cases, simulated if looking else 0, weightings)
-        scores = evaluate(plans, candidates, patches=patches)
-        runs = [engine.describe() for engine in engines]
-        if pictures is not None:
-            draw_pictures(
-                pictures, plans, scores[0], manifests[0].labels, lambda trial: candidates[0].segment(trial)[0]
-            )
-    entries = [
-        _entry(candidate, some, f"{run['backend']} {run['precision']}")
-        for candidate, some, run in zip(candidates, scores, runs, strict=True)
-    ]
-    report: dict[str, Any] = {
-        "notice": "For research, not for diagnosis.",
-        "scored": scored,
-        "patients": sorted({case.patient for case in cases}),
-        "trials": {"series": len(plans), "simulated_per_patient": 2 * simulated * looking, "patches": patches},
-        "rules": {"found_iou": FOUND_IOU, "min_volume_mm3": MIN_VOLUME, "sizes_mm": SIZES, "tta": tta},
-        "models": entries,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    text = markdown(report)
-    for path, content in ((as_json, json.dumps(report, indent=1, ensure_ascii=False) + "\n"), (as_markdown, text)):
-        if path is not None:
-            path.write_text(content, encoding="utf-8")
-    if record:
-        _record(manifests[0], report)
-    typer.echo(text)
+        try:
+            scores = evaluate(plans, candidates, patches=patches)
+        except (EngineError, ValueError) as error:
+            raise _failed("the trials did not come to their end", error) from error
+        report |= {
+            "models": [_entry(*each) for each in zip(candidates, scores, runs, strict=True)],
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        text = markdown(report)
+        typer.echo(text)  # before anything is written: what was measured is not to be lost
+        try:
+            if pictures is not None:
+                drawn = draw_pictures(
+                    pictures, plans, scores[0], manifests[0].labels, lambda trial: candidates[0].segment(trial)[0]
+                )
+                if pictures.resolve() == _pictures_of(manifests[0]):
+                    report["pictures"] = [path.stem for path in drawn]
+            for path, content in ((as_json, _as_json(report)), (as_markdown, text)):
+                if path is not None:
+                    path.write_text(content, encoding="utf-8")
+            if record:
+                _record(manifests[0], report)
+        except (OSError, EngineError, ValueError) as error:
+            raise _failed("the figures stand above, but not all of the files could be written", error) from error
+
+
+def _require_places(files: Sequence[Path | None], pictures: Path | None) -> None:
+    """Refuse files that could not be written once all is measured; the folder for pictures is made."""
+    for path in files:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise typer.BadParameter(f"{path}: is a folder, or lies in none; make the folder, and name a file in it")
+    if pictures is not None:
+        try:
+            pictures.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise typer.BadParameter(f"{pictures}: no folder for pictures: {error}") from error
+
+
+def _failed(what: str, error: Exception) -> typer.Exit:
+    typer.echo(f"Error: {what}: {error}", err=True)
+    return typer.Exit(1)
+
+
+def _pictures_of(manifest: Manifest) -> Path:
+    return manifest.path.with_name("pictures").resolve()
+
+
+def _as_json(fields: Any) -> str:
+    return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
 
 def _open(stack: ExitStack, manifest: Manifest, backend: str, precision: Precision, threads: int | None) -> Engine:
@@ -246,7 +335,7 @@ def _entry(candidate: Candidate, scores: Sequence[Score], engine: str) -> dict[s
     }
 
 
-def validation(report: dict[str, Any]) -> dict[str, Any]:
+def validation(report: Report) -> dict[str, Any]:
     """What the manifest keeps of a report: 3-D Dice of its first model on real series."""
     model = report["models"][0]
     real = [entry for entry in model["series"] if entry["group"] == Rendering.ACQUIRED]
@@ -260,12 +349,15 @@ def validation(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _record(manifest: Manifest, report: dict[str, Any]) -> None:
+def _record(manifest: Manifest, report: Report) -> None:
+    """Write figures, validation and card; pictures that belong to earlier figures are taken away."""
     folder = manifest.path.parent
-    (folder / FIGURES_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / FIGURES_FILE).write_text(_as_json(report), encoding="utf-8")
     path = folder / "manifest.json"
     fields = json.loads(path.read_text(encoding="utf-8")) | {"validation": validation(report)}
-    path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(_as_json(fields), encoding="utf-8")
+    for name in PICTURES.keys() - set(report["pictures"]):
+        (_pictures_of(manifest) / f"{name}.png").unlink(missing_ok=True)
     write_card(load(folder))
 
 

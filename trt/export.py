@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -51,7 +51,8 @@ DEFAULTS: dict[str, Any] = {
     ),
     "intended_use": "For research, not for diagnosis.",
 }
-MEASURED = frozenset({"sha256", "patch", "channels", "normalisation", "validation"})  # of the network, never given
+MEASURED = frozenset({"sha256", "patch", "channels", "spacing_mm", "normalisation", "validation"})
+"""What the checkpoint knows and nobody is asked for."""
 
 
 class ExportError(RuntimeError):
@@ -112,9 +113,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def gather_facts(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
+def gather_facts(file: Path | None, given: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """The manifest's fields that only a model's makers know; what is given wins over the file, that over DEFAULTS.
 
+    A file may say what `labels`, the names that were trained on, are in coded terms and how they are coloured.
     `ManifestError` names the fields that are missing or not theirs to say.
     """
     facts: dict[str, Any] = {}
@@ -126,7 +128,8 @@ def gather_facts(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(facts, dict):
             raise ManifestError(f"{file}: must be a JSON object")
     facts |= {field: value for field, value in given.items() if value is not None}
-    facts |= {field: value for field, value in DEFAULTS.items() if field not in facts}
+    named = {"labels": [{"value": value, "name": name} for value, name in enumerate(labels, 1)]}
+    facts |= {field: value for field, value in (DEFAULTS | named).items() if field not in facts}
     wanted = FIELDS - MEASURED
     missing, odd = sorted(wanted - set(facts)), sorted(set(facts) - wanted)
     if missing:
@@ -182,34 +185,36 @@ def describe(config: TrainConfig, steps: int) -> dict[str, str]:
 
 def write_model(
     network: Penn,
-    patch: int,
+    config: TrainConfig,
+    steps: int,
     split: Path,
     folder: Path,
     facts: Mapping[str, Any],
     finder: Finder | None = None,
-    training: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Write model.onnx, manifest.json and split.json into `folder` and read them back as serving will.
 
-    A `finder` is copied beside them; `training`, of `describe`, goes into training.json. `facts` are those of
-    `gather_facts`; validation figures are left empty until `trt.evaluate --record` has measured them. Raises
-    `ManifestError` or `ExportError`, before anything is written, for facts that are wrong or do not fit the network.
+    Patch, pixels and names of labels are those of `config`, the training of which goes into training.json; a `finder`
+    is copied along. `facts` are those of `gather_facts`; validation figures are left empty until `trt.evaluate
+    --record` has measured them. Raises `ManifestError` or `ExportError`, before anything is written, for facts that are
+    wrong or do not fit the network.
     """
     fields = {
         **facts,
         "sha256": "0" * 64,
-        "patch": [patch, patch],
+        "patch": [config.patch, config.patch],
+        "spacing_mm": list(config.pixels),
         "channels": network.config.channels,
         "normalisation": {**asdict(NORMALISATION), "clip": list(NORMALISATION.clip)},
         "validation": {},
     }
     manifest = folder / "manifest.json"
-    promised = parse(fields, manifest).classes
-    if promised != network.config.classes:
-        raise ExportError(f"the network knows {network.config.classes} classes, background among them, not {promised}")
+    promised = tuple(label.name for label in parse(fields, manifest).labels)
+    if promised != config.labels:
+        raise ExportError(f"the network was trained on {', '.join(config.labels)}, in this order, not {promised}")
     people = read_split(split)
     folder.mkdir(parents=True, exist_ok=True)
-    export_onnx(network, patch, folder / "model.onnx")
+    export_onnx(network, config.patch, folder / "model.onnx")
     fields["sha256"] = sha256(folder / "model.onnx")
     if finder is not None:
         copied = folder / finder.path.name
@@ -218,8 +223,7 @@ def write_model(
         fields["finder"] = finder_fields(replace(finder, path=copied))
     manifest.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_split(people, folder / "split.json")
-    if training is not None:
-        (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+    (folder / "training.json").write_text(json.dumps(describe(config, steps), indent=1) + "\n", encoding="utf-8")
     return load(folder)
 
 
@@ -229,12 +233,6 @@ def main(
     facts: Annotated[Path | None, typer.Option(help="JSON file of what follows, under the manifest's names.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
     version: Annotated[str | None, typer.Option(help="Its version, such as 1.2.3.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Name of mask value 1, then of 2, ...; once for each label.")
-    ] = None,
-    spacing: Annotated[
-        tuple[float, float] | None, typer.Option(metavar="Y X", help="Pixels of the training data, in mm.")
-    ] = None,
     training_data: Annotated[str | None, typer.Option(help="What it was trained on.")] = None,
     licence: Annotated[str | None, typer.Option(help="Terms of its use.")] = None,
     intended_use: Annotated[str | None, typer.Option(help="What it is for.")] = None,
@@ -246,18 +244,15 @@ def main(
     given = {
         "name": name,
         "version": version,
-        "labels": [{"value": value, "name": text} for value, text in enumerate(label, 1)] if label else None,
-        "spacing_mm": list(spacing) if spacing else None,
         "training_data": training_data,
         "licence": licence,
         "intended_use": intended_use,
     }
     try:
-        known = gather_facts(facts, given)
-        found = read_finder(finder) if finder else None
         network, config, steps = load_checkpoint(checkpoint)
-        people, training = checkpoint.with_name("split.json"), describe(config, steps)
-        manifest = write_model(network, config.patch, people, out, known, found, training)
+        known = gather_facts(facts, given, config.labels)
+        found = read_finder(finder) if finder else None
+        manifest = write_model(network, config, steps, checkpoint.with_name("split.json"), out, known, found)
     except (ManifestError, DatasetError, ExportError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     Console().print(f"{manifest.name} {manifest.version}, {steps} steps, sha256 {manifest.digest}", soft_wrap=True)

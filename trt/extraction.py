@@ -3,7 +3,7 @@
 Air is skipped by a bound on the pixels themselves. The spine is found by a small network on a coarse grid (a model's
 `finder`, trained by `trt.finder`); what it finds is only ever made larger: all slices share one band, gaps in it are
 bridged, it runs on to the top and the bottom of the field of view, and has a margin all round. Where it finds what
-can be no spine, everything runs, and the selection says why.
+can be no spine, or the field of view is lower than any it learnt from, everything runs, and the selection says why.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ AIR_BLOCK = 16  # pixels; the darkest squares of this side tell how bright air i
 AIR_PERCENTILE = 2
 MIN_AREA_CM2 = 25.0  # of a sagittal spine; three lumbar vertebrae have more
 MIN_HEIGHT_MM = 80.0
+MIN_FIELD_MM = 150.0  # high; finders learn from whole lumbar fields, and of a part they may miss what is cut off
 MAX_DEPTH_MM = 170.0  # from front to back of what is seen in a row; a spine has 130 at most, processes included
 FINDER_OVERLAP = 0.25
 WIDENING = 1.0  # pixels per row and side, where the band runs on beyond what was found: a sacrum leans by 45 degrees
@@ -105,8 +106,12 @@ def find_spine(
 ) -> tuple[Region | None, str]:
     """The band of a normalised volume (Z, Y, X) float32 that the spine lies in, (Z, Y, X) bool, the same in all slices.
 
-    None, and the reason, where what is found can be no spine. `spacing_mm` is (y, x) of the volume.
+    None, and the reason, where the field of view is too low or what is found can be no spine. `spacing_mm` is (y, x) of
+    the volume.
     """
+    field = volume.shape[1] * spacing_mm[0]
+    if field < MIN_FIELD_MM:
+        return None, f"the field of view is {field:.1f} mm high: too low for the finder, which needs {MIN_FIELD_MM:.0f}"
     coarse = shrink(volume, finder.factor)  # (Z, y, x)
     seen = np.zeros(coarse.shape[1:], np.bool_)  # in any slice: lateral ones show little of a spine
     bar = math.log(finder.threshold / (1 - finder.threshold))

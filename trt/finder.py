@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,9 +42,12 @@ from trt.manifest import (
 )
 from trt.patches import Array, normalise
 from trt.penn import Penn, PennConfig
+from trt.trainer import LABELS
+from trt.trials import Plan, Rendering
 
 IGNORED = 255  # pixels off the slice, of which nothing is known
 KNOTS = 9  # of the curves that redraw intensities
+LEAST_KEPT = 0.999  # of any judged patient's foreground, in any contrast: with less a finder is not written
 
 
 @dataclass(frozen=True)
@@ -184,15 +189,38 @@ def write_finder(network: Penn, config: FinderConfig, folder: Path) -> Finder:
     )
 
 
-def kept_shares(cases: Sequence[Case], manifest: Manifest) -> dict[str, float]:
-    """By case, the share 0..1 of foreground voxels that lie where the manifest's finder lets the model run."""
-    kept = {}
+@dataclass(frozen=True)
+class Kept:
+    """Of one series in one contrast, the `share` 0..1 of foreground voxels that lie where the model runs.
+
+    `name` tells the series and the contrast. `reason` says why everything runs, which keeps everything; or is empty.
+    """
+
+    patient: str
+    name: str
+    share: float
+    reason: str
+
+
+def judge(cases: Sequence[Case], manifest: Manifest, renderings: Sequence[Rendering]) -> list[Kept]:
+    """What the manifest's finder keeps of every case in every rendering."""
+    kept = []
     with open_engine(finder_model(manifest), threads=1) as engine:
-        for case, (image, spine) in zip(cases, prepare(cases, manifest.normalisation), strict=True):
-            region = select(image, manifest, "spine", engine).region
-            inside = spine if region is None else spine[region]
-            kept[case.name] = float(inside.sum() / spine.sum()) if spine.any() else 1.0
+        for trial in (Plan(case, rendering).build() for case in cases for rendering in renderings):
+            selection = select(normalise(trial.image, manifest.normalisation), manifest, "spine", engine)
+            spine = trial.mask > 0
+            inside = spine if selection.region is None else spine[selection.region]
+            share = float(inside.sum() / spine.sum()) if spine.any() else 1.0
+            kept.append(Kept(trial.patient, trial.name, share, selection.reason))
     return kept
+
+
+def install(finder: Finder, folder: Path) -> None:
+    """Copy a finder's file into `folder` and tell of it there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FINDER_FILE
+    shutil.copyfile(finder.path, path)
+    record(replace(finder, path=path), folder)
 
 
 def record(finder: Finder, folder: Path) -> None:
@@ -212,12 +240,27 @@ def main(
     model: Annotated[str, typer.Option(help="Model it is for: its grid and normalisation.")] = DEFAULT_MODEL,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = FinderConfig.steps,
     seed: Annotated[int, typer.Option(help="Draws weights, slices and augmentation.")] = 0,
+    label: Annotated[list[str] | None, typer.Option(help="Name of mask value 1, then of 2, ...")] = None,
+    least_kept: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of each judged patient's foreground; with less, none is written.")
+    ] = LEAST_KEPT,
 ) -> None:
-    """Train the finder on the split's training patients and measure what it keeps of those held back."""
+    """Train the finder on the split's training patients and measure what it keeps of those held back.
+
+    These are judged as acquired, inverted and, where the labels begin as the default ones do, T1-like.
+    """
     console, config = Console(), FinderConfig(steps=steps, seed=seed)
+    label = label or list(LABELS)
+    anatomy = tuple(label[:3]) == LABELS[:3]  # by which T1-like contrast is drawn
+    renderings = (Rendering.ACQUIRED, Rendering.INVERTED, *([Rendering.T1_LIKE] if anatomy else []))
     try:
         manifest, people = load(model), read_split(split)
-        learnt, judging = (read_folder(data, IGNORED - 1, names) for names in (people.train, people.validation))
+        if not people.train or not people.validation:
+            raise DatasetError(f"{split}: needs patients to train on and patients held back, who judge the finder")
+        learnt, judging = (
+            read_folder(data, len(label), patients, names=label, pixels=manifest.spacing_mm)
+            for patients in (people.train, people.validation)
+        )
         recent: list[float] = []
 
         def report(step: int, loss: float) -> None:
@@ -226,14 +269,22 @@ def main(
                 console.print(f"step {step}  loss {np.mean(recent[-50:]):.4f}")
 
         slices = coarse_slices(prepare(learnt, manifest.normalisation), config.factor)
-        finder = write_finder(train(slices, config, report), config, out)
-        kept = kept_shares(judging, replace(manifest, finder=finder))
+        with tempfile.TemporaryDirectory(prefix="pennode-") as folder:
+            finder = write_finder(train(slices, config, report), config, Path(folder))
+            kept = judge(judging, replace(manifest, finder=finder), renderings)
+            for one in kept:
+                why = f"; everything runs: {one.reason}" if one.reason else ""
+                console.print(f"{one.name}: {one.share:.5f} of the foreground kept{why}", soft_wrap=True)
+            lost = [f"{one.share:.5f} of patient {one.patient} ({one.name})" for one in kept if one.share < least_kept]
+            if lost:
+                raise DatasetError(
+                    f"the finder keeps only {', '.join(lost)}, less than {least_kept:g}: it is not written; train it "
+                    "for more --steps or on more patients"
+                )
+            # Rounded down: a manifest must not promise more than was measured.
+            install(replace(finder, kept=math.floor(min(one.share for one in kept) * 1e5) / 1e5), out)
     except (ManifestError, DatasetError, ExportError, EngineError) as error:
         raise typer.BadParameter(str(error)) from error
-    for name, share in kept.items():
-        console.print(f"{name}: {share:.5f} of the foreground kept")
-    # Rounded down: a manifest must not promise more than was measured.
-    record(replace(finder, kept=math.floor(min(kept.values()) * 1e5) / 1e5), out)
 
 
 if __name__ == "__main__":

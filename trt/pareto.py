@@ -141,7 +141,8 @@ def main(
         try:
             manifest = load(model)
             people = read_split(manifest.path.with_name("split.json"))
-            cases = read_folder(data, len(manifest.labels), people.validation)
+            names = [label.name for label in manifest.labels]
+            cases = read_folder(data, len(names), people.validation, names=names, pixels=manifest.spacing_mm)
             engine = stack.enter_context(open_engine(manifest, threads=threads))
             finder = None
             if manifest.finder is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from trt.metrics import FIGURES
-from trt.scores import SPINE, TUMOUR_REAL, TUMOUR_SIMULATED
+from trt.scores import SPINE, TUMOUR_REAL
 from trt.trials import Rendering
 
 Report: TypeAlias = Mapping[str, Any]
@@ -31,6 +31,13 @@ _SHORT = {
     "iou": "IoU",
     "dice": "Dice",
 }
+FROM_TRUTH = (
+    "T1-like series, and simulated ones of T1 after gadolinium, are calculated with the help of the true mask, and so "
+    "are simulated lesions: **true borders become edges of the image, and figures on them flatter.** Of what is "
+    "calculated, only 'inverted' is free of this."
+)
+"""What stands wherever figures of such series do."""
+
 _UNITS = {
     "pixels": "one pixel of each patch, that it was put about",
     "pooled": "all pixels pooled",
@@ -39,11 +46,11 @@ _UNITS = {
 _FOREGROUNDS = {
     SPINE: "spine, series as acquired",
     TUMOUR_REAL: "tumour, series as acquired",
-    TUMOUR_SIMULATED: "tumour, **simulated**",
 }
 SCORED = {
     "held back": "held back from training",
     "not trained on": "not trained on",
+    "not known by name": "not known to it by name, which does not tell whether it was trained on them",
     "trained on in part": "**some of whom it was trained on: these figures flatter and are not to be quoted**",
 }
 
@@ -84,7 +91,9 @@ def paper_table(report: Report) -> str:
         + [f"{PAPER[name]:.1f}" for name in FIGURES]
     ]
     notes = []
-    for foreground, words in _FOREGROUNDS.items():
+    simulated = sorted({name for model in report["models"] for name in model["figures"]["patches"]} - set(_FOREGROUNDS))
+    words_of = _FOREGROUNDS | {name: name.replace("simulated", "**simulated**") for name in simulated}
+    for foreground, words in words_of.items():
         for model in report["models"]:
             figures = model["figures"]["patches"].get(foreground)
             if figures is None:
@@ -96,7 +105,7 @@ def paper_table(report: Report) -> str:
             )
             for key, unit in _UNITS.items():
                 shares = [_percent(figures[key][name]) for name in FIGURES]
-                foreground_share = "50.0" if key == "pixels" else _percent(figures["foreground"])
+                foreground_share = _percent(figures["foreground_of_pixels" if key == "pixels" else "foreground"])
                 rows.append([_name(model), words, unit, foreground_share, *shares])
     if len(rows) == 1:
         return ""
@@ -104,11 +113,12 @@ def paper_table(report: Report) -> str:
     return _join(
         _flow(f"""In %. From each series {report["trials"]["patches"]} patches of the model's size, half about a pixel
         of the foreground, half about one outside, fixed by the series' name; cut from the result of the whole series.
-        One pixel of each patch is how a classifier of patches is judged, as the patch-based networks before PENN were
-        (half of the pixels are foreground). Pooled, F1 and Dice are the same; over patches, F1 is the harmonic mean of
+        One pixel of each patch is how a classifier of patches is judged, as the patch-based networks before PENN were.
+        Pooled, F1 and Dice are the same; over patches, F1 is the harmonic mean of
         the averaged precision and recall, Dice the average of each patch's. The paper's patients, its unit of averaging
         and its balance are not told in what is public: its row stands beside these for orientation, and none of them is
-        a comparison. Where almost all pixels are background, accuracy is high whatever is found."""),
+        a comparison. Where almost all pixels are background, accuracy is high whatever is found.
+        {FROM_TRUTH if simulated else ""}"""),
         _table(head, rows, left=3),
         _bullets(notes),
     )
@@ -134,15 +144,17 @@ def label_table(report: Report) -> str:
     for model in report["models"]:
         for label, figures in model["figures"]["labels"].items():
             rows.append([label, _name(model), *_label_cells(figures)])
-    for group, model, figures in _tumours(report):
+    groups = list(_holding(report))
+    for group, model, figures in groups:
         rows.append([f"tumour, {_simulated(group)}", _name(model), *_label_cells(figures["label"])])
         rows.append([f"the same, all lesions at least 8 mm, {_simulated(group)}", _name(model)])
         rows[-1] += _label_cells(figures["large"])
     head = ["label", "model", "series", "Dice %", "worst", "HD95 mm", "worst", "volume error %", "worst", "left out"]
     return _join(
-        _flow("""Per series, mean ± sd over series; tissue of series as acquired, tumour of series that hold a lesion.
+        _flow(f"""Per series, mean ± sd over series; tissue of series as acquired, tumour of series that hold a lesion.
         HD95 is the larger of both directions' 95th percentiles; volume error is signed, its worst the one farthest from
-        0. Left out: series where HD95 is undefined, the label being absent from truth or result."""),
+        0. Left out: series where HD95 is undefined, the label being absent from truth or result.
+        {FROM_TRUTH if any(group != Rendering.ACQUIRED for group, _, _ in groups) else ""}"""),
         _table(head, rows, left=2),
     )
 
@@ -160,16 +172,16 @@ def patient_table(report: Report) -> str:
 
 
 def lesion_table(report: Report) -> str:
-    """Sensitivity by size, and false lesions."""
+    """Sensitivity by size in series that hold lesions, and false lesions in all series."""
     rows = []
-    for group, model, figures in _tumours(report):
+    for group, model, figures in _holding(report):
         for each in figures["sizes"]:
             size = f"{each['from_mm']:g} to {each['to_mm']:g} mm"
             rows.append([group, _name(model), size, f"{each['found']} of {each['lesions']}"])
             rows[-1].append(_percent(each["sensitivity"]))
     false = [
         [
-            group,
+            "as acquired, real" if group == Rendering.ACQUIRED else group,
             _name(model),
             str(figures["series"]),
             _plain(figures["false_per_series"]),
@@ -179,17 +191,18 @@ def lesion_table(report: Report) -> str:
         ]
         for group, model, figures in _tumours(report)
     ]
-    if not rows:
+    if not false:
         return ""
     rules = report["rules"]
-    real = any(group == Rendering.ACQUIRED for group, _, _ in _tumours(report))
+    real = any(group == Rendering.ACQUIRED for group, _, _ in _holding(report))
     return _join(
         _flow(f"""Simulated series hold lesions of a simulator, drawn into the patients above; the same simulator, with
         other seeds, draws those of training. {"" if real else "**No real tumour is among them.**"} A lesion is found
         when one found component (26-connected) overlaps it by an IoU of at least {rules["found_iou"]:g}; by longest
         diameter, the outer classes taking what is smaller or larger. A found component of
-        {rules["min_volume_mm3"]:g} mm³ or more that touches no lesion is false; smaller ones are passed over."""),
-        _table(["series", "model", "longest diameter", "found", "sensitivity %"], rows, left=3),
+        {rules["min_volume_mm3"]:g} mm³ or more that touches no lesion is false; smaller ones are passed over. Series as
+        acquired are the only real ones, and what is falsely found in them weighs most. {FROM_TRUTH}"""),
+        _table(["series", "model", "longest diameter", "found", "sensitivity %"], rows, left=3) if rows else "",
         _table(
             [
                 "series",
@@ -218,8 +231,9 @@ def rendering_table(report: Report) -> str:
                 cells.append(_percent(figures[label]) + change)
             rows.append([group, _name(model), str(figures["series"]), *cells])
     return _join(
-        _flow("""Mean 3-D Dice over series in %, in brackets the difference to the series as acquired. Only those are
-        real; the others are calculated from them, and no scanner made them. Half of the simulated hold lesions."""),
+        _flow(f"""Mean 3-D Dice over series in %, in brackets the difference to the same patients' series as acquired,
+        averaged over patients. Only those are real; the others are calculated from them, and no scanner made them. Half
+        of the simulated hold lesions. {FROM_TRUTH}"""),
         _table(["rendering", "model", "series", *report["models"][0]["figures"]["labels"]], rows, left=2),
     )
 
@@ -246,6 +260,11 @@ def _tumours(report: Report) -> Iterable[tuple[str, dict[str, Any], dict[str, An
     for model in report["models"]:
         for group, figures in model["figures"].get("tumour", {}).items():
             yield group, model, figures
+
+
+def _holding(report: Report) -> Iterable[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Those of `_tumours` where any series holds a lesion."""
+    return (entry for entry in _tumours(report) if entry[2]["lesions"])
 
 
 def _label_cells(figures: Mapping[str, Any]) -> list[str]:

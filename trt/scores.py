@@ -33,7 +33,7 @@ from trt.metrics import (
 from trt.trials import Rendering, Trial, balanced_patches
 
 NEOPLASM = "neoplasm"  # the name of a model's tumour label
-SPINE, TUMOUR_REAL, TUMOUR_SIMULATED = "spine", "tumour, real", "tumour, simulated"  # foregrounds of balanced patches
+SPINE, TUMOUR_REAL = "spine", "tumour, real"  # foregrounds of balanced patches; simulated tumours by weighting beside
 SIZES = (3.0, 8.0, 15.0, 40.0)  # mm, bounds of the classes of lesions by longest diameter
 
 
@@ -92,7 +92,7 @@ def measure(
     if trial.rendering is Rendering.ACQUIRED:
         foregrounds[SPINE] = (found > 0, trial.mask > 0)
     if looks and trial.tumour:
-        kind = TUMOUR_REAL if trial.rendering is Rendering.ACQUIRED else TUMOUR_SIMULATED
+        kind = TUMOUR_REAL if trial.rendering is Rendering.ACQUIRED else f"tumour, {trial.group}"
         foregrounds[kind] = (found == TUMOUR, trial.mask == TUMOUR)
     seed = zlib.crc32(trial.name.encode())
     drawn, pixels = {}, {}
@@ -127,32 +127,24 @@ def summary(scores: Sequence[Score], labels: Sequence[Label]) -> dict[str, Any]:
     """All figures of one model as JSON holds them, unrounded NaN as None; parts without a series are left out.
 
     `patches`, `series`, `labels` and `patients` are of series as acquired, except for the tumour label; `renderings`
-    holds Dice by group, and what it lacks to that as acquired; `tumour` the lesion-wise figures by group.
+    holds Dice by group, and its difference to the same patients as acquired; `tumour` the lesion-wise figures of every
+    group, those without any lesion too, for what is falsely found there.
     """
     acquired = [score for score in scores if score.rendering is Rendering.ACQUIRED]
     names = [label.name for label in labels]
     tissues = [name for name in names if name != NEOPLASM]
-    groups = list(dict.fromkeys(score.group for score in scores))
+    groups = sorted(dict.fromkeys(score.group for score in scores), key=lambda group: group != Rendering.ACQUIRED)
+    chosen = {group: [score for score in scores if score.group == group] for group in groups}
     figures: dict[str, Any] = {
         "patches": _patches(scores),
         "series": {name: _spread(value) for name, value in over_units([score.spine for score in acquired]).items()},
         "labels": {name: _label([s.labels[name] for s in acquired if name in s.labels]) for name in tissues},
         "mean_dice": _spread(spread(score.mean_dice for score in acquired)),
-        "renderings": {group: _rendering([s for s in scores if s.group == group], tissues) for group in groups},
+        "renderings": {group: _rendering(some, acquired, tissues) for group, some in chosen.items()},
         "seconds_per_series": _number(spread(score.seconds for score in scores).mean),
     }
-    original = figures["renderings"].get(Rendering.ACQUIRED, {})
-    for rendering in figures["renderings"].values():
-        rendering["difference"] = {
-            name: _number(value - original[name]) if value is not None and original.get(name) is not None else None
-            for name, value in rendering.items()
-            if name != "series"
-        }
     if knows_tumours(labels):
-        chosen = {group: [score for score in scores if score.group == group] for group in groups}
-        figures["tumour"] = {
-            group: tumour_figures(some) for group, some in chosen.items() if any(score.tumour for score in some)
-        }
+        figures["tumour"] = {group: tumour_figures(some) for group, some in chosen.items()}
     return figures
 
 
@@ -189,7 +181,8 @@ def tumour_figures(scores: Sequence[Score]) -> dict[str, Any]:
 
 def _patches(scores: Sequence[Score]) -> dict[str, Any]:
     figures = {}
-    for name in (SPINE, TUMOUR_REAL, TUMOUR_SIMULATED):
+    simulated = sorted({name for score in scores for name in score.patches} - {SPINE, TUMOUR_REAL})
+    for name in (SPINE, TUMOUR_REAL, *simulated):
         units = [unit for score in scores for unit in score.patches.get(name, ())]
         if not units:
             continue
@@ -200,6 +193,7 @@ def _patches(scores: Sequence[Score]) -> dict[str, Any]:
             "patches": len(units),
             "series": sum(bool(score.patches.get(name)) for score in scores),
             "foreground": _number(total.foreground),
+            "foreground_of_pixels": _number(middles.foreground),
             "pooled": {figure: _number(value) for figure, value in total.figures().items()},
             "pixels": {figure: _number(value) for figure, value in middles.figures().items()},
             "mean": {figure: _number(averaged[figure].mean) for figure in FIGURES},
@@ -217,9 +211,24 @@ def _label(scores: Sequence[LabelScore]) -> dict[str, Any]:
     return {name: _spread(spread((getattr(s, name) for s in scores), pick)) for name, pick in worst.items()}
 
 
-def _rendering(scores: Sequence[Score], names: Sequence[str]) -> dict[str, Any]:
-    means = {name: spread(s.labels[name].dice for s in scores if name in s.labels).mean for name in names}
-    return {"series": len(scores)} | {name: _number(value) for name, value in means.items()}
+def _rendering(scores: Sequence[Score], acquired: Sequence[Score], names: Sequence[str]) -> dict[str, Any]:
+    """Mean Dice of one group by label, and the mean over patients of each one's difference to `acquired`."""
+    figures: dict[str, Any] = {"series": len(scores)}
+    difference = {}
+    for name in names:
+        ours, originals = _by_patient(scores, name), _by_patient(acquired, name)
+        figures[name] = _number(spread(s.labels[name].dice for s in scores if name in s.labels).mean)
+        pairs = (ours[patient] - originals[patient] for patient in ours if patient in originals)
+        difference[name] = _number(spread(pairs).mean)
+    return figures | {"difference": difference}
+
+
+def _by_patient(scores: Sequence[Score], name: str) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for score in scores:
+        if name in score.labels:
+            values.setdefault(score.patient, []).append(score.labels[name].dice)
+    return {patient: spread(dice).mean for patient, dice in values.items()}
 
 
 def row(score: Score) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,10 +25,19 @@ from torch.utils.tensorboard import SummaryWriter
 from trt.dataset import Case, DatasetError, Split, make_split, read_folder, read_split, write_split
 from trt.penn import PennConfig
 from trt.renditions import Mixture
-from trt.trainer import Run, Step, TrainConfig, checkpoint_steps, prepare, time_per_step
+from trt.trainer import (
+    LABELS,
+    Diverged,
+    Run,
+    Step,
+    TrainConfig,
+    agreed,
+    checkpoint_steps,
+    prepare,
+    time_per_step,
+)
 from trt.watch import Watch
 
-LABELS = ("vertebra", "spinal canal", "intervertebral disc", "neoplasm")
 HELD_BACK = 6  # patients
 CURVE = 10  # steps between two points
 RATES = {"sgd": (TrainConfig.learning_rate, TrainConfig.weight_decay), "adamw": (2e-3, 1e-2)}
@@ -51,6 +60,9 @@ def main(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws weights, patches, renditions and augmentation.")] = 0,
     label: Annotated[list[str] | None, typer.Option(help="Name of mask value 1, then of 2, ...")] = None,
+    pixels: Annotated[
+        tuple[float, float], typer.Option(metavar="Y X", help="Pixels to train on, in mm; other slices are resampled.")
+    ] = TrainConfig.pixels,
     split: Annotated[Path | None, typer.Option(help="split.json to keep to; drawn if not given.")] = None,
     split_seed: Annotated[int, typer.Option(min=0, help="Draws the patients held back.")] = 1,
     held_back: Annotated[int, typer.Option(min=1, help="Patients held back for trt.evaluate.")] = HELD_BACK,
@@ -76,14 +88,8 @@ def main(
     console = Console()
     label = label or list(LABELS)
     try:
-        if (contrasts or lesions) and tuple(label[: len(LABELS)]) != LABELS:
-            raise DatasetError(
-                f"other contrasts and lesions are drawn for the labels {', '.join(LABELS)}, in this order; "
-                "with others, give --no-contrasts --lesions 0"
-            )
-        cases = read_folder(data, len(label), names=label)
-        people = read_split(split) if split else make_split({c.patient for c in cases}, held_back, split_seed)
-        trained, watched = _divide(cases, people, watch)
+        if patience and not watch:
+            raise DatasetError("--patience needs patients to look at; give --watch too")
         config = TrainConfig(
             network=PennConfig(channels=channels, classes=len(label) + 1, width=width, side_heads=2),
             batch=batch,
@@ -97,18 +103,24 @@ def main(
             mixture=Mixture(lesions=lesions) if contrasts else Mixture(0, 0, lesions),
             seed=seed,
             bf16=bf16,
+            labels=tuple(label),
+            pixels=pixels,
         )
+        out.mkdir(parents=True, exist_ok=True)
+        cases = read_folder(data, len(label), names=label, pixels=pixels)
+        people = read_split(split) if split else make_split({c.patient for c in cases}, held_back, split_seed)
+        trained, watched = _divide(cases, people, watch)
     except (DatasetError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{out}: no folder to write to: {error}") from error
     with _team(device) as place:
+        checkpoint = out / "checkpoint.pt"
         try:
-            checkpoint = out / "checkpoint.pt"
             if minutes:
-                known = checkpoint_steps(checkpoint) if checkpoint.exists() else None
-                config = replace(
-                    config, steps=known or max(1, int(60 * minutes / time_per_step(trained, config, place)))
-                )
+                begun = checkpoint.exists()
+                known = checkpoint_steps(checkpoint) if begun else 60 * minutes / time_per_step(trained, config, place)
+                config = replace(config, steps=max(1, int(agreed(known))))
             run = Run(trained, config, place)
             if checkpoint.exists():
                 run.restore(checkpoint)
@@ -125,12 +137,23 @@ def main(
                 + (f"; watched: {names}" if names else "")
             )
             console.print(f"{config.steps} steps on {place}, {run.epoch * config.epoch} of them done")
-        _train(run, Watch(watched, label, watch_every, patience), out, console)
+        try:
+            _train(run, Watch(watched, label, watch_every, patience), out, console)
+        except Diverged as error:
+            console.print(f"[bold]{error}[/bold]")
+            raise typer.Exit(1) from error
 
 
 def _divide(cases: Sequence[Case], split: Split, watch: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     """Cases to train on and cases to watch, normalised; those held back are in neither."""
-    people = [patient for patient in split.train if any(case.patient == patient for case in cases)]
+    there = {case.patient for case in cases}
+    missing, unused = sorted(set(split.train) - there), sorted(there - set(split.train) - set(split.validation))
+    if missing or unused:
+        raise DatasetError(
+            f"the split is of other data: to train on, but not there: {', '.join(missing) or 'none'}; "
+            f"there, but not in the split: {', '.join(unused) or 'none'}"
+        )
+    people = list(split.train)
     if watch >= len(people):
         raise DatasetError(f"cannot watch {watch} of {len(people)} patients; at least one must be left to train on")
     watched = {people[round(n * len(people) / watch)] for n in range(watch)}
@@ -165,8 +188,9 @@ def _train(run: Run, watch: Watch, out: Path, console: Console) -> None:
     """Epoch by epoch to the end, or until the patients watched become no better."""
     first = run.rank == 0
     columns = (TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}"), BarColumn(), TimeRemainingColumn())
+    written = run.epoch * run.config.epoch
     with (
-        SummaryWriter(str(out / "curves"), purge_step=run.epoch * run.config.epoch) as curves,
+        SummaryWriter(str(out / "curves"), purge_step=written + 1) if first else nullcontext() as curves,
         Progress(*columns, console=console, disable=not (first and console.is_terminal)) as progress,
     ):
         bar = progress.add_task("train", total=1.0, step=0, loss=math.nan)
@@ -176,7 +200,7 @@ def _train(run: Run, watch: Watch, out: Path, console: Console) -> None:
             def report(at: Step, losses: list[float] = losses) -> None:
                 losses.append(at.loss)
                 progress.update(bar, completed=at.fraction, step=at.step, loss=at.loss)
-                if first and at.step % CURVE == 0:
+                if curves and at.step % CURVE == 0:
                     name = "loss/restoring" if at.pretraining else "loss/labels"
                     curves.add_scalar(name, sum(losses[-CURVE:]) / len(losses[-CURVE:]), at.step)
                     curves.add_scalar("learning rate", at.learning_rate, at.step)
@@ -186,15 +210,16 @@ def _train(run: Run, watch: Watch, out: Path, console: Console) -> None:
             if watch.due(run):
                 values = watch.look(run)
                 for name, value in values.items():
-                    curves.add_scalar(f"Dice/{name}", value, done)
+                    if curves:
+                        curves.add_scalar(f"Dice/{name}", value, done)
             if first:
+                if watch.due(run) and watch.best(run):
+                    run.save(out / "best.pt")  # before the checkpoint: a run killed in between looks again
                 run.save(out / "checkpoint.pt")
-                if watch.due(run) and run.scores.index(max(run.scores)) == len(run.scores) - 1:
-                    run.save(out / "best.pt")
                 if not console.is_terminal:
                     console.print(f"step {done} of {run.config.steps}  loss {sum(losses) / len(losses):.4f}")
     if first:
-        console.print(f"wrote {out / ('best.pt' if run.scores else 'checkpoint.pt')}")
+        console.print(f"export {out / ('best.pt' if run.scores else 'checkpoint.pt')}")
 
 
 if __name__ == "__main__":

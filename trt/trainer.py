@@ -22,16 +22,19 @@ from torch import Tensor, nn
 
 from trt.augment import cut
 from trt.dataset import Case, DatasetError
-from trt.lesions import TUMOUR
 from trt.losses import restored, spoil, supervised
 from trt.manifest import Normalisation
 from trt.patches import normalise
 from trt.penn import Penn, PennConfig
 from trt.renditions import Mixture, rendition
 from trt.sampler import Sampler
+from trt.sources import PIXELS
 
 NORMALISATION = Normalisation(low=0.5, high=99.5, clip=(0.0, 1.0))
+LABELS = ("vertebra", "spinal canal", "intervertebral disc", "neoplasm")
 REFRESH = 3  # epochs after which a case is shown in another rendition; a third of them changes at each
+
+PATCHES, RENDITIONS = 0, 1  # which of the streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,25 @@ class TrainConfig:
     mixture: Mixture = field(default_factory=Mixture)
     seed: int = 0
     bf16: bool = True  # convolutions in bfloat16; weights, losses and averages stay float32
+    labels: tuple[str, ...] = LABELS  # names of mask values 1, 2, ...
+    pixels: tuple[float, float] = PIXELS  # mm (y, x), of the slices that are trained on
 
     def __post_init__(self) -> None:
-        if self.mixture.lesions and self.network.classes <= TUMOUR:
-            raise ValueError(f"simulated lesions are label {TUMOUR}, which the network does not know; leave them out")
+        if len(self.labels) != self.network.classes - 1:
+            raise ValueError(
+                f"{self.network.classes - 1} labels are to be told apart, but {len(self.labels)} are named"
+            )
+        if self.mixture.lesions and self.labels != LABELS:
+            raise ValueError(
+                f"lesions are drawn where the labels are {', '.join(LABELS)}; with others, give --lesions 0"
+            )
+        if (self.mixture.t1_like or self.mixture.synthetic) and self.labels[:3] != LABELS[:3]:
+            known = ", ".join(LABELS[:3])
+            raise ValueError(f"other contrasts are drawn where the labels begin {known}; else give --no-contrasts")
+
+
+class Diverged(RuntimeError):
+    """The weights cannot be trained any further; the last checkpoint is of before."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,7 @@ class Run:
 
     def __init__(self, cases: Sequence[Case], config: TrainConfig, device: str = "cpu") -> None:
         torch.manual_seed(config.seed)
+        torch.backends.cudnn.deterministic = True
         self.config, self.device, self.epoch = config, torch.device(device), 0
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         penn = Penn(config.network).to(self.device, memory_format=torch.channels_last)
@@ -97,14 +116,14 @@ class Run:
     @property
     def pretraining(self) -> int:
         """Epochs of pre-training, at the beginning."""
-        return round(self.epochs * self.config.pretrain)
+        return min(round(self.epochs * self.config.pretrain), self.epochs - 1)
 
     def train(self, report: Callable[[Step], None] = lambda step: None) -> None:
         """One epoch."""
         config, epoch = self.config, self.epoch
         if epoch == self.pretraining and epoch > 0:
             self.optimiser = _optimiser(self.parts, config)  # the moments of another loss are of no use
-        random = np.random.default_rng((config.seed, epoch, self.rank))
+        random = np.random.default_rng((PATCHES, config.seed, epoch, self.rank))
         generator = torch.Generator().manual_seed(int(random.integers(2**62)))
         self._render(epoch)
         first = epoch * config.epoch
@@ -117,7 +136,9 @@ class Run:
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self._share()
-            nn.utils.clip_grad_norm_(self.parts.parameters(), config.clip)
+            norm = float(nn.utils.clip_grad_norm_(self.parts.parameters(), config.clip))
+            if not math.isfinite(norm):
+                raise Diverged(f"gradients are no longer finite at step {step + 1}; try a lower --learning-rate")
             self.optimiser.step()
             self._follow(step)
             done = step + 1
@@ -148,7 +169,7 @@ class Run:
         for number, case in enumerate(self._cases):
             turn = (epoch + number) // REFRESH
             if turn != self._shown[number]:
-                random = np.random.default_rng((self.config.seed, turn, number, self.rank))
+                random = np.random.default_rng((RENDITIONS, self.config.seed, turn, number, self.rank))
                 self._sampler.replace(number, rendition(case, self.config.mixture, NORMALISATION, random))
                 self._shown[number] = turn
 
@@ -175,6 +196,7 @@ class Run:
         document: dict[str, Any] = {
             "config": asdict(self.config),
             "data": fingerprint(self._cases),
+            "processes": self.world,
             "epoch": self.epoch,
             "scores": self.scores,
             "weights": self.average.state_dict(),
@@ -191,9 +213,9 @@ class Run:
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises `DatasetError` when it is of another run: other settings or other data."""
         document = _load(path)
-        for what, mine in (("config", asdict(self.config)), ("data", fingerprint(self._cases))):
-            if document.get(what) != mine:
-                named = {"config": "settings", "data": "data"}[what]
+        mine = {"config": asdict(self.config), "data": fingerprint(self._cases), "processes": self.world}
+        for what, named in (("config", "settings"), ("data", "data"), ("processes", "numbers of processes")):
+            if document[what] != mine[what]:
                 raise DatasetError(f"{path}: is of a run with other {named}; give another --out, or remove the file")
         self.epoch, self.scores = int(document["epoch"]), list(document["scores"])
         self.average.load_state_dict(document["weights"])
@@ -210,10 +232,10 @@ def _optimiser(parts: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def fingerprint(cases: Sequence[Case]) -> str:
-    """sha256 over names, images and masks."""
+    """sha256 over names, patients, spacing, images and masks."""
     digest = hashlib.sha256()
     for case in cases:
-        digest.update(case.name.encode())
+        digest.update(f"{case.name} {case.patient} {case.spacing}".encode())
         digest.update(np.ascontiguousarray(case.image).data)
         digest.update(np.ascontiguousarray(case.mask).data)
     return digest.hexdigest()
@@ -232,23 +254,43 @@ def prepare(cases: Sequence[Case]) -> tuple[Case, ...]:
     return tuple(replace(case, image=normalise(case.image, NORMALISATION)) for case in cases)
 
 
+def agreed(value: Any) -> Any:
+    """The first process's value, in all of them."""
+    if not torch.distributed.is_initialized():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+KEPT = frozenset({"config", "data", "processes", "epoch", "scores", "weights", "parts", "optimiser"})
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = torch.load(path, weights_only=True)
+        document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its reader meets in a damaged file
         raise DatasetError(f"{path}: cannot be read as a checkpoint: {error}") from error
+    if not isinstance(document, dict) or not set(document) >= KEPT:
+        raise DatasetError(f"{path}: is no checkpoint of trt.train, or one of another version")
     return document
 
 
 def load_checkpoint(path: Path) -> tuple[Penn, TrainConfig, int]:
-    """The network in evaluation mode, its configuration and the number of steps it was trained for."""
+    """The network in evaluation mode, its configuration and the number of steps it was trained for.
+
+    Raises `DatasetError` for a file that is no checkpoint, and for one that pre-training has not been through with.
+    """
     document = _load(path)
     fields = dict(document["config"])
     parts = {"network": PennConfig(**fields["network"]), "mixture": Mixture(**fields["mixture"])}
     config = TrainConfig(**{**fields, **parts})
+    epochs, epoch = -(-config.steps // config.epoch), int(document["epoch"])
+    if epoch <= min(round(epochs * config.pretrain), epochs - 1):
+        raise DatasetError(f"{path}: has not learnt any labels yet; let the run go on")
     network = Penn(config.network)
     network.load_state_dict(document["weights"])
-    return network.eval(), config, min(int(document["epoch"]) * config.epoch, config.steps)
+    return network.eval(), config, min(epoch * config.epoch, config.steps)
 
 
 def checkpoint_steps(path: Path) -> int:

@@ -3,6 +3,9 @@
 All that is random is drawn from the name of the series and a number, so that every model meets the same trials, today
 and next year, as long as `trt.lesions` and `trt.contrast` draw alike. Simulated lesions come from the simulator that
 also makes lesions for training (with other seeds, in other patients): figures on them tell less than one real tumour.
+
+T1-like series, and so simulated T1 after gadolinium, take their intensities from the truth, as lesions do: true borders
+become edges of the image, and figures on them flatter. Inverted series are calculated without the truth.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class Rendering(StrEnum):
 
     ACQUIRED = "as acquired"
     INVERTED = "inverted"
-    T1_LIKE = "T1-like"
+    T1_LIKE = "T1-like"  # by way of the true mask
     SIMULATED = "simulated"  # T1-like or T2, about half with lesions drawn into them
 
 

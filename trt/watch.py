@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trt.dataset import Case
-from trt.trainer import Run
+from trt.trainer import Run, agreed
 from trt.validation import score
 
 
@@ -29,10 +29,16 @@ class Watch:
 
     def look(self, run: Run) -> dict[str, float]:
         """Dice by label; their mean joins `run.scores`, which the checkpoint keeps."""
-        values = dict(zip(self.labels, score(run.average, self.cases, bf16=run.config.bf16), strict=True))
+        first = run.rank == 0  # each process has statistics of its own batches, and all must end together
+        scores = agreed(score(run.average, self.cases, bf16=run.config.bf16) if first else None)
+        values = dict(zip(self.labels, scores, strict=True))
         known = [value for value in values.values() if not math.isnan(value)]
         run.scores.append(sum(known) / len(known) if known else 0.0)
         return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def best(self, run: Run) -> bool:
+        """Whether the last look was the best so far."""
+        return bool(run.scores) and run.scores.index(max(run.scores)) == len(run.scores) - 1
 
     def exhausted(self, scores: Sequence[float]) -> bool:
         """Whether the best score lies `patience` looks back."""

@@ -188,9 +188,9 @@ def read_image(source: Path | Dataset, index: int, total: int) -> Image:
     with readable(name, "is DICOM, but its header is damaged"):
         sop_class = dataset.get("SOPClassUID", "")
         if sop_class not in (MRImageStorage, EnhancedMRImageStorage):
-            kind = getattr(sop_class, "name", "") if getattr(sop_class, "is_private", True) is False else ""
+            kind = getattr(sop_class, "name", sop_class)  # its own text, where the dictionary lacks it
             raise Unsuitable(
-                f"{name} is {kind or 'an object of an unknown kind'}, not an MR image",
+                f"{name} is {'an object of an unknown kind' if kind == sop_class else kind}, not an MR image",
                 "send MR Image Storage or Enhanced MR Image Storage",
             )
         for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):

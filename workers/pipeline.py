@@ -9,6 +9,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,14 +119,21 @@ def open_pipeline(worker: settings.Worker, seg: settings.Seg) -> Pipeline:
     if worker.extraction == "spine" and manifest.finder is not None:
         models.append(finder_model(manifest))
     engines: list[Engine] = []
-    try:
-        for model in models:
-            engine = open_engine(
-                model, worker.backend, threads=worker.threads or None, batch=worker.batch, precision=worker.precision
-            )
-            engines.append(engine)
-    except EngineError as error:
-        raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
+    with ExitStack() as opened:  # closes the first engine where the second cannot be opened
+        try:
+            for model in models:
+                engine = open_engine(
+                    model,
+                    worker.backend,
+                    threads=worker.threads or None,
+                    batch=worker.batch,
+                    precision=worker.precision,
+                )
+                opened.callback(engine.close)
+                engines.append(engine)
+        except EngineError as error:
+            raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
+        opened.pop_all()
     return Pipeline(engines[0], manifest, worker, seg, *engines[1:])
 
 
@@ -175,6 +183,9 @@ def segment_series(
     with timed(timings, "write"):
         # What was asked, not what was found: the parameters must be the same wherever the job is done again.
         parameters = {**description, "overlap": f"{overlap:g}", "extraction": extraction}
+        least = [f"{label.name} {label.least_mm3:g}" for label in manifest.labels if label.least_mm3]
+        if least:
+            parameters["least_mm3"] = ", ".join(least)
         if extraction == "spine" and manifest.finder is not None:
             parameters["finder_sha256"] = manifest.finder.digest
         segmentation = build_segmentation(volume, mask, manifest, parameters, input_digest, seg)

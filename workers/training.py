@@ -2,6 +2,10 @@
 
 Found by `trt` through the entry point group `pennode.datasets`; see `trt.sources`. Files may have any name and lie in
 any folder. Patients are told apart by Patient ID and its issuer and go by a pseudonym; messages name files and UIDs.
+
+The pseudonym derives from the patient's first Series Instance UID, not from the Patient ID, which could be found again
+by trying all numbers. A series that is added or taken away may thus give a patient another name: a split.json is for
+the folder it was drawn from, unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -100,10 +104,26 @@ def list_sources(folder: Path, names: Sequence[str], tell: Tell) -> list[Source]
     return sorted(sources, key=lambda source: source.name) + found.damaged
 
 
-def pseudonym(header: Dataset) -> str:
-    """Return twelve hexadecimal digits that stand for a patient, or "" for one without Patient ID."""
+def _identity(header: Dataset) -> str:
+    """Return Patient ID and issuer, or "" for a patient without ID. It may stand in no message and no name."""
     number, issuer = (str(header.get(keyword) or "").strip() for keyword in ("PatientID", "IssuerOfPatientID"))
-    return hashlib.sha256((number + issuer).encode()).hexdigest()[:12] if number else ""
+    return f"{number}\\{issuer}" if number else ""
+
+
+def _name_patients(found: _Found) -> None:
+    """Replace the identity of each patient by a pseudonym: twelve hexadecimal digits, of the lexically first series.
+
+    A Segmentation's own series counts only for a patient without images, so that a new mask leaves the name as it was.
+    """
+    first: dict[str, str] = {}
+    for one in sorted(found.series.values(), key=lambda one: one.uid):
+        first.setdefault(one.patient, one.uid)
+    for mask in sorted(found.masks, key=lambda mask: mask.uid):
+        first.setdefault(mask.patient, str(mask.header.get("SeriesInstanceUID") or mask.uid))
+    names = {patient: hashlib.sha256(uid.encode()).hexdigest()[:12] for patient, uid in first.items()} | {"": ""}
+    for one in found.series.values():
+        one.patient = names[one.patient]
+    found.masks = [replace(mask, patient=names[mask.patient]) for mask in found.masks]
 
 
 def _scan(folder: Path) -> _Found:
@@ -118,7 +138,7 @@ def _scan(folder: Path) -> _Found:
                 header = dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
                 sop_class = UID(str(header.get("SOPClassUID") or header.file_meta.MediaStorageSOPClassUID))
                 if sop_class in _MASKS:
-                    found.masks.append(_Mask(path, header, pseudonym(header), str(header.SOPInstanceUID)))
+                    found.masks.append(_Mask(path, header, _identity(header), str(header.SOPInstanceUID)))
                 elif "SeriesInstanceUID" in header:
                     _add(found.series, path, header, sop_class)
                 elif sop_class in _IMAGES:
@@ -127,12 +147,13 @@ def _scan(folder: Path) -> _Found:
                     found.others[sop_class.name] += 1
         except PennodeError as error:
             found.damaged.append(broken(path.name, str(error).removeprefix(f"{path.name} ")))
+    _name_patients(found)
     return found
 
 
 def _add(series: dict[str, _Series], path: Path, header: Dataset, sop_class: UID) -> None:
     uid, instance = str(header.SeriesInstanceUID), str(header.SOPInstanceUID)
-    one = series.setdefault(uid, _Series(uid, sop_class, pseudonym(header), str(header.get("FrameOfReferenceUID", ""))))
+    one = series.setdefault(uid, _Series(uid, sop_class, _identity(header), str(header.get("FrameOfReferenceUID", ""))))
     if instance in one.files:
         one.twice.append(path)
     else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer import Typer
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from trt import card
 from trt.card import CardError, ablation_table, render, write_card
 from trt.manifest import load
+from trt.scores import SIZES, summary
 
 
 @pytest.fixture
@@ -66,6 +68,8 @@ def test_the_ablation_is_mean_and_sd_over_seeds(model: Path) -> None:
     assert "| whole | 85.0 ± 7.1 | 50.0 |" in text
     assert "| no skips | - | - |" in text
     assert "simulated" in text
+    assert "rendered from the true masks" in text
+    assert "mean ± sd over up to 2 seeds" in text
     (model / "ablation.json").write_text(json.dumps(ablation))
     (model / "training.json").write_text(json.dumps({"steps": 12000}))
     card_text = write_card(load(model)).read_text(encoding="utf-8")
@@ -73,12 +77,59 @@ def test_the_ablation_is_mean_and_sd_over_seeds(model: Path) -> None:
     assert "| steps | 12000 |" in card_text
 
 
-def test_pictures_that_are_there_are_shown(model: Path) -> None:
+def test_one_seed_has_no_spread() -> None:
+    text = ablation_table({"steps": 600, "rows": [{"row": "whole", "seeds": {"0": {"vertebra": 0.9}}}]})
+    assert "one seed, no spread" in text
+    assert "±" not in text
+
+
+def figures_of(model: Path, pictures: list[str]) -> dict[str, Any]:
+    manifest = load(model)
+    return {
+        "scored": "held back",
+        "patients": ["p0"],
+        "trials": {"series": 0, "simulated_per_patient": 0, "patches": 8},
+        "rules": {"found_iou": 0.1, "min_volume_mm3": 14.0, "sizes_mm": SIZES, "tta": False},
+        "models": [
+            {
+                "name": manifest.name,
+                "version": manifest.version,
+                "sha256": manifest.digest,
+                "overlap": 0.25,
+                "extraction": "spine",
+                "engine": "openvino f32",
+                "figures": summary([], manifest.labels),
+                "series": [],
+            }
+        ],
+        "pictures": pictures,
+    }
+
+
+def test_pictures_that_belong_to_the_figures_are_shown(model: Path) -> None:
     (model / "pictures").mkdir()
-    (model / "pictures" / "simulated-missed.png").write_bytes(b"")
+    for name in ("simulated-missed", "worst"):
+        (model / "pictures" / f"{name}.png").write_bytes(b"")
+    assert ".png" not in render(load(model))
+    (model / "figures.json").write_text(json.dumps(figures_of(model, ["simulated-missed", "good"])))
     text = render(load(model))
     assert "(pictures/simulated-missed.png)" in text
+    assert "worst.png" not in text
     assert "good.png" not in text
+
+
+def test_figures_of_an_earlier_form_are_refused(model: Path) -> None:
+    figures = figures_of(model, [])
+    del figures["models"][0]["figures"]["series"]
+    (model / "figures.json").write_text(json.dumps(figures))
+    with pytest.raises(CardError, match=r"figures\.json.*--record again"):
+        render(load(model))
+
+
+def test_what_flatters_is_among_the_limits(model: Path) -> None:
+    assert "only 'inverted' is free of this" in " ".join(render(load(model)).split())
+    shutil.copy(load().path.with_name("MODEL_CARD.md.jinja"), model)
+    assert "only 'inverted' is free of this" in " ".join(render(load(model)).split())
 
 
 def test_the_command_line_writes_the_card_or_says_why_not(model: Path) -> None:

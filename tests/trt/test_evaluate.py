@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from typer.testing import CliRunner
 from trt import evaluate as evaluating
 from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.engine import open_engine
-from trt.evaluate import Candidate, choose_cases, evaluate, mirrored
-from trt.manifest import load
+from trt.evaluate import Candidate, choose_cases, evaluate, mirrored, require_alike, require_recordable
+from trt.manifest import ManifestError, load
+from trt.patches import NonFiniteOutput
 from trt.phantom import spine_phantom
 from trt.scores import summary
 from trt.trials import Plan, Rendering, plan
@@ -73,6 +75,13 @@ def test_the_committed_model_on_patients_held_back() -> None:
         ["--patients", "p1,nobody"],
         ["--baseline", "/nowhere"],
         ["--training-too", "--record"],
+        ["--patients", "p1", "--record"],
+        ["--tta", "--record"],
+        ["--overlap", "0.5", "--record"],
+        ["--extraction", "all", "--record"],
+        ["--json", "/nowhere/figures.json"],
+        ["--markdown", "/nowhere/tables.md"],
+        ["--pictures", "/dev/null/pictures"],
     ],
 )
 def test_what_the_command_line_cannot_do_it_says(model: Path, arguments: list[str]) -> None:
@@ -90,7 +99,7 @@ def test_a_perfect_network_scores_one() -> None:
 
     def predict(patches: np.ndarray) -> np.ndarray:
         centre = np.rint(patches[:, 1] * 3).astype(int)
-        return np.eye(4, dtype=np.float32)[centre].transpose(0, 3, 1, 2).copy()
+        return np.eye(manifest.classes, dtype=np.float32)[centre].transpose(0, 3, 1, 2).copy()
 
     ((score,),) = evaluate(plan([case])[:1], [Candidate(manifest, predict)])
     assert {label.dice for label in score.labels.values()} == {1.0}
@@ -131,6 +140,8 @@ def test_patients_trained_on_are_never_scored_by_the_way(model: Path) -> None:
     assert choose_cases(data, manifests, "p1", False)[1] == "held back"
     (model / "split.json").write_text(json.dumps({"train": ["p9"], "validation": ["p0"], "seed": 0}))
     assert choose_cases(data, manifests, "all", False)[1] == "not trained on"
+    (model / "split.json").write_text(json.dumps({"train": ["q9"], "validation": ["q0"], "seed": 0}))
+    assert choose_cases(data, manifests, "all", False)[1] == "not known by name"
     (model / "split.json").write_text(json.dumps({"train": ["p1"], "validation": ["p0"], "seed": 0}))
     with pytest.raises(DatasetError, match=r"1 of 2 patients .*p1"):
         choose_cases(data, manifests, "all", False)
@@ -146,6 +157,56 @@ def test_a_baseline_trained_on_the_patients_is_refused_too(model: Path, tmp_path
         choose_cases(model.parent, [load(model), load(baseline)], "held-back", False)
 
 
+def test_models_that_one_truth_cannot_judge_are_not_compared() -> None:
+    manifest = load()
+    require_alike([manifest, replace(manifest, labels=manifest.labels[:-1])])
+    with pytest.raises(ManifestError, match=r"1 x 1 mm"):
+        require_alike([manifest, replace(manifest, spacing_mm=(1.0, 1.0))])
+    with pytest.raises(ManifestError, match="same order"):
+        require_alike([manifest, replace(manifest, labels=manifest.labels[::-1])])
+
+
+def test_only_what_serving_does_is_recorded(model: Path) -> None:
+    manifest = load(model)
+    cases = read_folder(model.parent, len(manifest.labels), ["p0", "p1"])
+    usual = Candidate(manifest, lambda patches: patches, extraction="spine" if manifest.finder else "tissue")
+    require_recordable(usual, cases, tta=False)
+    require_recordable(replace(usual, overlap=manifest.overlap), cases, tta=False)
+    with pytest.raises(ValueError, match="not scored: p1"):
+        require_recordable(usual, cases[:1], tta=False)
+    with pytest.raises(ValueError, match="not held back: p2"):
+        require_recordable(usual, [*cases, replace(cases[0], group="p2")], tta=False)
+    with pytest.raises(ValueError, match="--tta"):
+        require_recordable(usual, cases, tta=True)
+    with pytest.raises(ValueError, match="overlap"):
+        require_recordable(replace(usual, overlap=0.0), cases, tta=False)
+    with pytest.raises(ValueError, match="extraction"):
+        require_recordable(replace(usual, extraction="all"), cases, tta=False)
+
+
+def test_a_card_that_cannot_be_written_is_told_before_the_work(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluating, "evaluate", lambda *_, **__: pytest.fail("the trials ran"))
+    (model / "MODEL_CARD.md.jinja").write_text("{% if model %}{{ sensitivity }}{% endif %}")
+    app = Typer()
+    app.command()(evaluating.main)
+    arguments = ["--data", str(model.parent), "--model", str(model), "--record"]
+    run = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert run.exit_code == 2
+    assert "sensitivity" in run.output
+
+
+def test_a_network_that_returns_nan_is_told_without_a_traceback(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise NonFiniteOutput("the network returned NaN")
+
+    monkeypatch.setattr(evaluating, "evaluate", broken)
+    app = Typer()
+    app.command()(evaluating.main)
+    run = CliRunner().invoke(app, ["--data", str(model.parent), "--model", str(model)], catch_exceptions=False)
+    assert run.exit_code == 1
+    assert "returned NaN" in run.output
+
+
 def test_the_command_line_prints_and_records(model: Path, tmp_path: Path) -> None:
     app = Typer()
     app.command()(evaluating.main)
@@ -159,6 +220,8 @@ def test_the_command_line_prints_and_records(model: Path, tmp_path: Path) -> Non
         str(files["pictures"]),
     ]
     arguments = ["--data", str(model.parent), "--model", str(model), "--baseline", str(model), "--patches", "4"]
+    (model / "pictures").mkdir()
+    (model / "pictures" / "worst.png").write_bytes(b"")
     run = CliRunner().invoke(app, [*arguments, "--record", *outputs], catch_exceptions=False)
     assert run.exit_code == 0
     report = json.loads(files["figures"].read_text())
@@ -168,6 +231,8 @@ def test_the_command_line_prints_and_records(model: Path, tmp_path: Path) -> Non
     assert report["models"][0]["figures"]["labels"]["spinal canal"]["dice"]["mean"] > 0.5
     assert run.output == files["tables"].read_text() + "\n"
     assert (files["pictures"] / "worst.png").is_file()
+    assert not (model / "pictures" / "worst.png").exists()  # of earlier figures
+    assert report["pictures"] == []
     recorded = load(model).validation
     for name, figures in report["models"][0]["figures"]["labels"].items():
         assert recorded["dice"][name] == {key: figures["dice"][key] for key in ("mean", "sd", "worst")}

@@ -125,7 +125,7 @@ def test_all_slices_share_the_band_and_its_margin() -> None:
     assert region.mean() < 0.5
 
 
-@pytest.mark.parametrize("spacing", [(0.4, 0.4), (1.0, 1.0)])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.5, 1.5)])  # too small; too low
 def test_too_little_spine_lets_everything_run_and_says_why(spacing: tuple[float, float]) -> None:
     volume = column()
     volume[:, 60:] = 0
@@ -139,6 +139,12 @@ def test_too_much_spine_lets_everything_run_and_says_why() -> None:
     region, reason = find_spine(np.ones((2, 200, 240), np.float32), bright, FINDER, (1.0, 1.0))
     assert region is None
     assert "too much" in reason
+
+
+def test_a_low_field_of_view_lets_everything_run_and_says_why() -> None:
+    selection = select(column()[:, :159], dataclasses.replace(load(), finder=FINDER), "spine", bright)
+    assert (selection.region, selection.extraction) == (None, "all")
+    assert "149.1 mm high" in selection.reason
 
 
 def test_what_is_done_follows_what_is_asked_and_there() -> None:

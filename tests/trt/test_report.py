@@ -80,7 +80,31 @@ def test_what_is_simulated_is_called_so(report: dict[str, Any]) -> None:
         if any("tumour" in cell for cell in cells):
             assert any("simulated" in cell for cell in cells), cells
     assert "No real tumour is among them" in parts["Lesions"]
-    assert all("simulated" in cells[0] for cells in rows(parts["Lesions"]) if cells[0] not in ("series", "---"))
+    sizes, false = (rows(part) for part in parts["Lesions"].split("\n\n")[1:])
+    assert all("simulated" in cells[0] for cells in sizes[2:])
+    assert [cells[0] for cells in false[2:]] == [
+        "as acquired, real",
+        "inverted",
+        "T1-like",
+        "simulated, T1 after gadolinium",
+    ]
+
+
+def test_false_lesions_stand_there_without_any_true_one(report: dict[str, Any]) -> None:
+    model = report["models"][0]
+    figures = model["figures"] | {"tumour": {"as acquired": model["figures"]["tumour"]["as acquired"]}}
+    text = sections(report | {"models": [model | {"figures": figures}]})["Lesions"]
+    assert "sensitivity %" not in text
+    assert "| as acquired, real | penn 1.0.0 | 1 | 0.0 | 1 | 0.0 | 0 |" in text
+
+
+def test_figures_rendered_from_the_truth_are_said_to_flatter(report: dict[str, Any]) -> None:
+    parts = sections(report)
+    for heading in ("The paper's way: class-balanced patches", "Labels in 3-D", "Lesions", "Renderings"):
+        assert "only 'inverted' is free of this" in parts[heading]
+    alone = sections(report | {"models": report["models"][1:]})
+    assert "flatter" not in alone["Labels in 3-D"]
+    assert "flatter" in alone["Renderings"]
 
 
 def test_a_model_without_tumours_has_no_rows_of_them(report: dict[str, Any]) -> None:
@@ -93,7 +117,18 @@ def test_a_model_without_tumours_has_no_rows_of_them(report: dict[str, Any]) -> 
 def test_the_title_owns_up(report: dict[str, Any]) -> None:
     assert title(report) == "penn 1.0.0 on 1 patient held back from training"
     assert "flatter" in title(report | {"scored": "trained on in part"})
+    unknown = title(report | {"scored": "not known by name"})
+    assert "not known to it by name" in unknown
+    assert "held back" not in unknown
     assert "**For research, not for diagnosis.**" in markdown(report)
+
+
+def test_the_share_of_foreground_is_counted(report: dict[str, Any]) -> None:
+    model = report["models"][0]
+    spine = model["figures"]["patches"]["spine"] | {"foreground_of_pixels": 0.375}
+    model = model | {"figures": model["figures"] | {"patches": {"spine": spine}}}
+    table = rows(sections(report | {"models": [model]})["The paper's way: class-balanced patches"])
+    assert table[3][3] == "37.5"
 
 
 def test_differences_stand_beside_other_renderings(report: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from trt.lesions import TUMOUR, Weighting
 from trt.manifest import Label
 from trt.metrics import LesionScore, LesionScores
 from trt.phantom import spine_phantom
-from trt.scores import NEOPLASM, SPINE, TUMOUR_REAL, TUMOUR_SIMULATED, Score, knows_tumours, measure, row, summary
+from trt.scores import NEOPLASM, SPINE, TUMOUR_REAL, Score, knows_tumours, measure, row, summary
 from trt.scores import tumour_figures as tumour
 from trt.trials import Trial, plan
 
@@ -34,7 +34,7 @@ def score(trial: Trial, found: np.ndarray | None = None, labels: tuple[Label, ..
 def test_the_truth_scores_full_marks(trials: tuple[Trial, ...]) -> None:
     figures = summary([score(trial) for trial in trials], ALL)
     json.dumps(figures, allow_nan=False)
-    for foreground in (SPINE, TUMOUR_SIMULATED):
+    for foreground in (SPINE, "tumour, simulated, T1 after gadolinium"):
         assert set(figures["patches"][foreground]["pooled"].values()) == {1.0}
         assert set(figures["patches"][foreground]["mean"].values()) == {1.0}
         assert set(figures["patches"][foreground]["pixels"].values()) == {1.0}
@@ -49,6 +49,7 @@ def test_the_truth_scores_full_marks(trials: tuple[Trial, ...]) -> None:
     assert group["false_per_series"] == group["lesion_free_series_with_false"] == 0
     assert group["label"]["hd95_mm"] == {"mean": 0.0, "sd": 0.0, "worst": 0.0, "count": 2, "left_out": 0}
     assert sum(each["lesions"] for each in group["sizes"]) == group["lesions"] > 0
+    assert figures["patches"][SPINE]["foreground_of_pixels"] == 0.5
     assert figures["renderings"]["inverted"]["difference"] == dict.fromkeys(figures["labels"], 0.0)
 
 
@@ -75,6 +76,32 @@ def test_false_lesions_of_lesion_free_series_are_counted(trials: tuple[Trial, ..
     assert tumour([one, score(free)])["false_per_lesion_free_series"] == 1
 
 
+def test_false_lesions_of_every_rendering_are_kept_as_acquired_first(trials: tuple[Trial, ...]) -> None:
+    found = trials[0].mask.copy()
+    found[2:4, 3:8, 3:8] = TUMOUR
+    scores = [score(trials[0], found), *(score(trial) for trial in trials[1:])]
+    groups = summary(scores[::-1], ALL)["tumour"]
+    assert next(iter(groups)) == "as acquired"
+    assert set(groups) == {"as acquired", "inverted", "T1-like", "simulated, T1 after gadolinium"}
+    assert (groups["as acquired"]["lesions"], groups["as acquired"]["false_per_lesion_free_series"]) == (0, 1)
+    assert groups["inverted"]["lesion_free_series_with_false"] == 0
+
+
+def test_renderings_differ_from_the_same_patients_as_acquired(trials: tuple[Trial, ...]) -> None:
+    def of(trial: Trial, patient: str, dice: float) -> Score:
+        base = score(trial)
+        labels = {"vertebra": replace(base.labels["vertebra"], dice=dice)}
+        return replace(base, patient=patient, labels=labels)
+
+    acquired, inverted = trials[:2]
+    scores = [of(acquired, "p1", 0.9), of(acquired, "real", 0.3), of(inverted, "p1", 0.8)]
+    figures = summary(scores, ALL)["renderings"]
+    assert figures["as acquired"]["vertebra"] == 0.6
+    assert figures["inverted"]["vertebra"] == 0.8
+    assert figures["inverted"]["difference"]["vertebra"] == -0.1
+    assert figures["inverted"]["difference"]["spinal canal"] is None
+
+
 def test_a_model_without_a_tumour_label_has_no_tumour_figures(trials: tuple[Trial, ...]) -> None:
     assert knows_tumours(ALL)
     assert not knows_tumours(ANATOMY)
@@ -92,6 +119,7 @@ def test_a_real_tumour_is_not_called_simulated(trials: tuple[Trial, ...]) -> Non
     mask[3:5, 100:110, 70:80] = TUMOUR
     figures = summary([score(replace(trials[0], mask=mask))], ALL)
     assert list(figures["tumour"]) == ["as acquired"]
+    assert figures["tumour"]["as acquired"]["lesions"] == 1
     assert list(figures["patches"]) == [SPINE, TUMOUR_REAL]
 
 

@@ -26,7 +26,7 @@ from trt.manifest import load
 from trt.penn import Penn, PennConfig
 from trt.phantom import spine_phantom
 from trt.renditions import Mixture
-from trt.trainer import Run, TrainConfig, load_checkpoint, prepare, train
+from trt.trainer import LABELS, Run, TrainConfig, load_checkpoint, prepare, train
 from trt.validation import score, segment_slices
 from trt.watch import Watch
 
@@ -44,19 +44,12 @@ TINY = TrainConfig(
     bf16=False,
 )
 
-NAMES = ("vertebra", "spinal canal", "intervertebral disc", "neoplasm")
 SITE = {
     "name": "site-spine",
     "version": "2.0.1",
-    "spacing_mm": [0.5, 0.6],
     "training_data": "120 series of our own",
     "licence": "ours",
 }
-LABELS = [word for name in NAMES for word in ("--label", name)]
-
-
-def words_of(value: object) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 @pytest.fixture
@@ -74,18 +67,19 @@ def cases() -> tuple[Case, ...]:
 
 
 def test_a_run_learns_and_what_it_exports_serves(cases: tuple[Case, ...], tmp_path: Path) -> None:
-    run, losses = Run(cases, TINY), []
+    wanted = replace(TINY, steps=150, epoch=50, mixture=Mixture(0, 0, 0))
+    run, losses = Run(cases, wanted), []
     while run.epoch < run.epochs:
         run.train(lambda at: losses.append(at.loss))
-    assert len(losses) == TINY.steps
+    assert len(losses) == wanted.steps
     assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:10])
 
     run.save(tmp_path / "checkpoint.pt")
     read, config, steps = load_checkpoint(tmp_path / "checkpoint.pt")
-    assert (config, steps) == (TINY, TINY.steps)
+    assert (config, steps) == (wanted, wanted.steps)
     write_split(Split(("p0",), ("p1",), 3), tmp_path / "split.json")
-    facts = gather_facts(None, {**SITE, "labels": [{"value": n, "name": name} for n, name in enumerate(NAMES, 1)]})
-    manifest = write_model(read, TINY.patch, tmp_path / "split.json", tmp_path / "model", facts)
+    facts = gather_facts(None, SITE, TINY.labels)
+    manifest = write_model(read, TINY, TINY.steps, tmp_path / "split.json", tmp_path / "model", facts)
     assert manifest.patch == (32, 32)
     assert b"site-packages" not in manifest.path.read_bytes()
     patches = cases[0].image[None, 1:4, 20:52, 20:52]
@@ -212,6 +206,9 @@ def test_the_command_line_trains_and_exports(app: Typer, tmp_path: Path) -> None
         "1",
         "--batch",
         "2",
+        "--pixels",
+        "2.0",
+        "2.5",
         "--pretrain",
         "0.5",
     ]
@@ -223,20 +220,18 @@ def test_the_command_line_trains_and_exports(app: Typer, tmp_path: Path) -> None
     curves = EventAccumulator(str(tmp_path / "out" / "curves")).Reload()
     assert {"loss/restoring", "loss/labels", "learning rate", "Dice/vertebra"} <= set(curves.Tags()["scalars"])
     checkpoint, model = tmp_path / "out" / "best.pt", tmp_path / "model"
-    options = [
-        word
-        for key, text in SITE.items()
-        for word in (f"--{key.removesuffix('_mm').replace('_', '-')}", *words_of(text))
-    ]
-    run = CliRunner().invoke(
-        app, ["export", "--checkpoint", str(checkpoint), "--out", str(model), *options, *LABELS], catch_exceptions=False
-    )
+    options = [word for key, text in SITE.items() for word in (f"--{key.replace('_', '-')}", text)]
+    words = ["export", "--checkpoint", str(checkpoint), "--out", str(model), *options]
+    run = CliRunner().invoke(app, words, catch_exceptions=False)
     assert run.exit_code == 0, run.output
-    assert {path.name for path in model.iterdir()} == {"model.onnx", "manifest.json", "split.json"}
+    assert {path.name for path in model.iterdir()} == {"model.onnx", "manifest.json", "split.json", "training.json"}
+    steps = load_checkpoint(checkpoint)[2]
+    assert steps in (5, 10, 15, 20), "those of the epoch that was best"
+    assert f"{steps} of 2 patches" in (model / "training.json").read_text()
     manifest = load(model)
-    assert (manifest.name, manifest.version, manifest.spacing_mm) == ("site-spine", "2.0.1", (0.5, 0.6))
+    assert (manifest.name, manifest.version, manifest.spacing_mm) == ("site-spine", "2.0.1", (2.0, 2.5))
     assert (manifest.training_data, manifest.licence) == ("120 series of our own", "ours")
-    assert [label.name for label in manifest.labels] == LABELS[1::2]
+    assert tuple(label.name for label in manifest.labels) == LABELS
     assert "research" in manifest.intended_use
     text = (model / "manifest.json").read_text()
     assert not any(word in text for word in ("SPIDER", "penn-spine", "zenodo", "CC BY", "SPACE"))
@@ -245,7 +240,9 @@ def test_the_command_line_trains_and_exports(app: Typer, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--label", "femur", "--lesions", "0.5"], "give --no-contrasts --lesions 0"),
+        (["--label", "femur", "--lesions", "0.5"], "give --lesions 0"),
+        (["--label", "femur", "--lesions", "0"], "else give --no-contrasts"),
+        (["--patience", "3"], "give --watch too"),
         (["--watch", "9"], "at least one must be left"),
         (["--held-back", "4"], "cannot hold back"),
         (["--device", "cuda"], "no CUDA device"),
@@ -265,7 +262,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(
 
 
 def test_a_run_ends_early_when_those_watched_become_no_better(cases: tuple[Case, ...]) -> None:
-    watch = Watch(cases[1:], ("vertebra", "spinal canal", "intervertebral disc", "neoplasm"), every=2, patience=2)
+    watch = Watch(cases[1:], LABELS, every=2, patience=2)
     run = Run(cases[:1], replace(TINY, steps=6, epoch=1, batch=1))
     due = []
     while run.epoch < run.epochs:

@@ -83,7 +83,7 @@ def brightness(patches):
     """Label 1 is what the large body shows, label 2 the small one in it."""
     centre = patches[:, patches.shape[1] // 2]
     none = np.full_like(centre, -9.0)
-    return np.stack([0.3 - abs(centre), 0.3 - abs(centre - 0.55), 0.3 - abs(centre - 1), none], axis=1)
+    return np.stack([0.3 - abs(centre), 0.3 - abs(centre - 0.55), 0.3 - abs(centre - 1), none, none], axis=1)
 
 
 class Brightness:

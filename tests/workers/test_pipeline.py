@@ -21,9 +21,11 @@ from node.records import input_digest
 from trt.engine import EngineError
 from trt.manifest import MAX_OVERLAP
 from trt.phantom import spine_phantom
+from workers import pipeline as pipelines
 from workers.enhanced import write_enhanced
 from workers.grid import Canonical, resampling, to_canonical, to_model, to_native
-from workers.pipeline import digest_of, open_pipeline, predict_mask, segment_series
+from workers.pipeline import digest_of, open_pipeline, segment_series
+from workers.prediction import predict_mask
 from workers.readback import read_segmentation
 from workers.series import write_phantom, write_series
 from workers.volume import read_series
@@ -79,7 +81,7 @@ def test_a_mask_on_a_finer_grid_fits_the_coarse_one(manifest, small, tmp_path):
     found = []
     for folder, pixels, spacing in (("a", image, 0.9375), ("b", fine, 0.9375 / 2)):
         volume = read_series(write_series(tmp_path / folder, pixels, (3.0, spacing, spacing)))
-        mask = predict_mask(volume, small.formula, manifest, overlap=0.5, batch=4)
+        mask = predict_mask(volume, small.formula, manifest, overlap=0.5, batch=4).mask
         assert mask.shape == volume.voxels.shape
         found.append((mask == 1).sum() * np.prod(volume.spacing))
     assert found[1] == pytest.approx(found[0], rel=0.1)
@@ -113,7 +115,7 @@ def test_a_bundle_tells_all_about_its_object(paths, manifest, small):
     assert (result.sop_uid, result.sop_class_uid) == (dataset.SOPInstanceUID, dataset.SOPClassUID)
     assert result.sha256 == hashlib.sha256(result.data).hexdigest()
     assert result.name == "301.seg.dcm"
-    assert set(bundle.timings_s) == {"read", "prepare", "predict", "write", "check"}
+    assert set(bundle.timings_s) == {"read", "prepare", "select", "predict", "write", "check"}
     assert bundle.engine["backend"] == "formula"
     assert told[-1][0] == told[-1][1] > 1
     volume = read_series(paths)
@@ -175,7 +177,8 @@ def test_real_compressed_and_enhanced_series_with_a_frame_of_reference_are_segme
     volume = read_series(paths)
     data = run(paths, manifest, small.FormulaEngine()).objects[0].data
     mask, _ = read_segmentation(data, volume)
-    np.testing.assert_array_equal(mask, predict_mask(volume, small.formula, manifest, overlap=0.5, batch=8))
+    expected = predict_mask(volume, small.formula, manifest, overlap=manifest.overlap, batch=8).mask
+    np.testing.assert_array_equal(mask, expected)
     (tmp_path / "seg.dcm").write_bytes(data)
     # The samples' own age, "0Y", is no valid value; whatever a source says of its patient is passed on.
     assert [line for line in dciodvfy(tmp_path / "seg.dcm") if "Error" in line and "PatientAge" not in line] == []
@@ -201,7 +204,7 @@ def test_an_engine_that_raises_fails_the_job(kind, paths, manifest):
 def test_a_series_without_a_spine_is_unsuitable(paths, manifest, small):
     class Blind(small.FormulaEngine):
         def __call__(self, patches):
-            return small.formula(patches) * [[[[1]], [[0]], [[0]], [[0]]]]
+            return small.formula(patches) * [[[[1]], [[0]], [[0]], [[0]], [[0]]]]
 
     with pytest.raises(Unsuitable, match="no spine structure was found"):
         run(paths, manifest, Blind())
@@ -212,6 +215,24 @@ def test_settings_that_name_no_model_or_no_engine(tmp_path):
         open_pipeline(settings.Worker(model="no-such-model"), settings.Seg())
     with pytest.raises(EngineFailure):
         open_pipeline(settings.Worker(backend="tensorrt"), settings.Seg())
+
+
+def test_the_model_is_closed_where_its_finder_cannot_be_opened(monkeypatch, small):
+    closed = []
+
+    class Engine(small.FormulaEngine):
+        def close(self):
+            closed.append(self)
+
+    def opens(model, *_, **__):
+        if model.name.endswith("-finder"):
+            raise EngineError("no memory left")
+        return Engine()
+
+    monkeypatch.setattr(pipelines, "open_engine", opens)
+    with pytest.raises(EngineFailure, match="no memory left"):
+        open_pipeline(settings.Worker(), settings.Seg())
+    assert len(closed) == 1
 
 
 # --- the real model -------------------------------------------------------------------------------------------------
@@ -234,9 +255,13 @@ def test_the_model_finds_the_phantoms_spine_in_classic_and_enhanced_alike(pipeli
     masks = []
     for paths in (classic, enhanced):
         volume = read_series(paths)
-        data = pipeline.segment(paths, digest_of(paths)).objects[0].data
-        mask, segments = read_segmentation(data, volume)
-        assert [s.label for s in segments] == ["Vertebra", "Spinal canal", "Intervertebral disc"]
+        bundle = pipeline.segment(paths, digest_of(paths))
+        mask, segments = read_segmentation(bundle.objects[0].data, volume)
+        names = [s.label for s in segments]
+        assert names[:3] == ["Vertebra", "Spinal canal", "Intervertebral disc"]
+        assert names == [name.capitalize() for name in bundle.volumes_ml]
+        # The phantom has no tumour: what is marked as one is false, 2.5 ml here, and must not become more.
+        assert sum(list(bundle.volumes_ml.values())[3:]) <= 2.9
         masks.append(mask)
     np.testing.assert_array_equal(masks[0], masks[1])
     canonical = to_canonical(volume)
@@ -286,7 +311,59 @@ def test_memory_stays_small(tmp_path):
 
 def test_a_model_whose_labels_have_no_code_is_refused_at_the_start(pipeline, tmp_path):
     model = shutil.copytree(pipeline.manifest.path.parent, tmp_path / "model")
-    manifest = (model / "manifest.json").read_text().replace('"vertebra"', '"tail"')
-    (model / "manifest.json").write_text(manifest)
+    fields = json.loads((model / "manifest.json").read_text())
+    fields["labels"][0] = {"value": 1, "name": "tail"}
+    (model / "manifest.json").write_text(json.dumps(fields))
     with pytest.raises(ConfigurationError, match="'tail'"):
         open_pipeline(settings.Worker(model=str(model)), settings.Seg())
+
+
+# --- where the model runs -------------------------------------------------------------------------------------------
+
+
+def test_the_spine_takes_fewer_patches_than_everything_and_gives_the_same_mask(pipeline, tmp_path, caplog):
+    paths = write_phantom(tmp_path, seed=3)
+    found = {}
+    for extraction in ("spine", "all"):
+        other = dataclasses.replace(pipeline, worker=settings.Worker(extraction=extraction, threads=2))
+        with caplog.at_level("INFO", "workers.pipeline"):
+            bundle = other.segment(paths, digest_of(paths))
+        found[extraction] = bundle, read_segmentation(bundle.objects[0].data, read_series(paths))[0]
+        assert f"extraction={extraction} patches={bundle.patches} of={bundle.grid}" in caplog.text
+        item = dcmread(io.BytesIO(bundle.objects[0].data)).SegmentSequence[0]
+        parameters = item.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters.split(",")
+        assert f"extraction={extraction}" in parameters
+        digest = f"finder_sha256={pipeline.manifest.finder.digest}"
+        assert (digest in parameters) == (extraction == "spine")
+    (spine, mask), (everything, whole) = found["spine"], found["all"]
+    assert everything.patches == everything.grid == spine.grid
+    assert spine.patches <= 0.75 * spine.grid
+    assert set(spine.timings_s) == set(everything.timings_s)
+    for value in (1, 2, 3):
+        assert dice(mask == value, whole == value) > 0.97
+
+
+@pytest.fixture
+def tall(tmp_path, small):
+    """High enough a field of view for a finder to be asked."""
+    return write_series(tmp_path / "tall", small.lopsided((3, 176, 24)), small.SPACING)
+
+
+def test_a_finder_that_sees_no_spine_lets_everything_run_and_says_so(tall, manifest, small, caplog):
+    def blind(patches):
+        return np.stack([np.full_like(patches[:, 0], 9), np.zeros_like(patches[:, 0])], axis=1)
+
+    with caplog.at_level("INFO", "workers.pipeline"):
+        bundle = run(tall, manifest, small.FormulaEngine(), finder=blind)
+    assert bundle.patches == bundle.grid
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "all patches run: the finder saw 0 cm2 of spine" in warning.getMessage()
+    assert "extraction=all" in caplog.text
+
+
+def test_a_finder_that_raises_fails_the_job(tall, manifest, small):
+    def broken(patches):
+        raise EngineError("out of memory")
+
+    with pytest.raises(EngineFailure, match="out of memory"):
+        run(tall, manifest, small.FormulaEngine(), finder=broken)

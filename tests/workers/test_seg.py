@@ -17,8 +17,9 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSNearLossless, Segmentation
 from node.errors import ConfigurationError, InvalidResult, Unsuitable
 from node.records import RESEARCH_NOTICE
 from node.settings import Seg
+from trt.manifest import Code as LabelCode
 from trt.manifest import Label
-from workers.codes import MEANINGS, meaning_of
+from workers.codes import MEANINGS, Meaning, meaning_of
 from workers.enhanced import write_enhanced
 from workers.readback import check_segmentation, read_segmentation
 from workers.seg import build_segmentation, write
@@ -36,6 +37,7 @@ def labels(shape):
     mask[1:4, 3:9, 2:7] = 1
     mask[2:5, 10:14, 8:15] = 2
     mask[1:3, 20:, 5:9] = 3
+    mask[3:5, 22:27, 14:18] = 4
     mask[range(1, 5), 11, range(9, 13)] = mask[range(1, 4), 4, range(3, 6)] = 0  # no two slices are alike
     return mask
 
@@ -84,17 +86,17 @@ def test_attributes_that_viewers_and_archives_need(volume, mask, manifest):
     assert len(series.ReferencedInstanceSequence) == len(volume.sources)
     measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert measures.SpacingBetweenSlices == pytest.approx(volume.spacing[0])
-    assert dataset.NumberOfFrames == 3 + 3 + 2
+    assert dataset.NumberOfFrames == 3 + 3 + 2 + 2
 
 
 def test_segments_carry_codes_colours_tracking_and_the_algorithm(volume, mask, manifest):
     dataset = parsed(built(volume, mask, manifest))
-    assert [s.SegmentNumber for s in dataset.SegmentSequence] == [1, 2, 3]
+    assert [s.SegmentNumber for s in dataset.SegmentSequence] == [1, 2, 3, 4]
     assert [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in dataset.SegmentSequence] == [
-        dicom_codes.SCT.Vertebra.value, dicom_codes.SCT.VertebralCanal.value, "360499006",
+        dicom_codes.SCT.Vertebra.value, dicom_codes.SCT.VertebralCanal.value, "360499006", "108369006",
     ]  # fmt: skip
     for segment, label in zip(dataset.SegmentSequence, manifest.labels, strict=True):
-        meaning = meaning_of(label.name)
+        meaning = meaning_of(label)
         assert segment.SegmentLabel == segment.TrackingID == meaning.words
         assert segment.TrackingUID.startswith("2.25.")
         assert segment.SegmentAlgorithmType == "AUTOMATIC"
@@ -132,7 +134,7 @@ def test_another_reader_places_it_by_geometry_on_the_source_grid(omit, volume, m
     )
     placed = segmentation.get_volume(combine_segments=True).match_geometry(geometry)
     np.testing.assert_array_equal(placed.array, mask)
-    assert segmentation.NumberOfFrames == (8 if omit else 18)
+    assert segmentation.NumberOfFrames == (10 if omit else 24)
     check_segmentation(data, volume, mask, manifest)
 
 
@@ -175,6 +177,7 @@ def test_only_labels_that_occur_become_segments(volume, mask, manifest):
     assert [(s.SegmentNumber, s.SegmentLabel) for s in parsed(data).SegmentSequence] == [
         (1, "Vertebra"),
         (2, "Intervertebral disc"),
+        (3, "Neoplasm"),
     ]
     check_segmentation(data, volume, mask, manifest)
 
@@ -199,6 +202,23 @@ def test_a_label_without_a_code_is_a_configuration_error(volume, mask, manifest)
     odd = dataclasses.replace(manifest, labels=(Label(1, "gall bladder"), *manifest.labels[1:]))
     with pytest.raises(ConfigurationError, match="'gall bladder'"):
         build_segmentation(volume, mask, odd, ENGINE, DIGEST, Seg())
+
+
+def test_a_manifest_says_itself_what_its_labels_mean(manifest):
+    for label in manifest.labels:
+        assert meaning_of(label) == meaning_of(Label(label.value, label.name)), "as the table has it"
+    kind, category, region = (("1", "99X", "A"), ("2", "99X", "B"), ("3", "99X", "C"))
+    own = Label(1, "gall_bladder", LabelCode(*kind), LabelCode(*category), (1, 2, 3), LabelCode(*region))
+    assert meaning_of(own) == Meaning("Gall bladder", category, kind, (1, 2, 3), region)
+
+
+def test_a_fourth_label_is_a_segment_of_the_spine(volume, mask, manifest):
+    mask[2, 25, 20] = 4
+    manifest = dataclasses.replace(manifest, labels=(*manifest.labels[:3], Label(4, "neoplasm")))
+    segment = parsed(built(volume, mask, manifest)).SegmentSequence[3]
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "108369006"
+    assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
+    assert segment.AnatomicRegionSequence[0].CodeValue == dicom_codes.cid4.Spine.value
 
 
 @pytest.mark.parametrize("name", MEANINGS)
@@ -392,7 +412,7 @@ def relabelled(dataset):
 def exchanged(dataset):
     for group in dataset.PerFrameFunctionalGroupsSequence:
         item = group.SegmentIdentificationSequence[0]
-        item.ReferencedSegmentNumber = {1: 2, 2: 1, 3: 3}[item.ReferencedSegmentNumber]
+        item.ReferencedSegmentNumber = {1: 2, 2: 1, 3: 3, 4: 4}[item.ReferencedSegmentNumber]
 
 
 TAMPERING = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import shutil
@@ -437,6 +438,23 @@ def test_patients_go_by_a_pseudonym_and_only_those_wanted_are_read(tmp_path, sma
     assert len(read(tmp_path, [twice])) == 2, "another patient's file is not read"
     with pytest.raises(DatasetError, match=r"seg .*is damaged or cut short"):
         read(tmp_path, [other])
+
+
+def test_a_pseudonym_cannot_be_found_by_trying_numbers(data, paths, volume):
+    """It comes from UIDs alone: another Patient ID leaves it, a mask made anew too, an earlier series does not."""
+    foreign(data / "seg", volume, painted(), NAMES[:3], sources=paths)
+    (before,) = read(data)
+    for path in [*paths, data / "seg"]:
+        changed(path, PatientID="0815")
+    assert read(data)[0].name == before.name
+    foreign(data / "seg", volume, painted(), NAMES[:3], sources=paths)
+    assert read(data)[0].name == before.name
+    shutil.copytree(data / "mr", data / "older")
+    for number, path in enumerate(sorted((data / "older").iterdir())):
+        changed(path, SeriesInstanceUID="1.1", SOPInstanceUID=f"1.1.{number}")
+    (after,) = read(data)
+    assert after.patient == hashlib.sha256(b"1.1").hexdigest()[:12]
+    assert after.patient != before.patient
 
 
 def test_a_series_of_nobody_is_refused(data, paths, volume):

@@ -26,7 +26,7 @@ from pydicom.uid import (
 from node.errors import InvalidInstance, PennodeError, Unsuitable
 from workers.enhanced import write_enhanced
 from workers.frames import copied
-from workers.pipeline import predict_mask
+from workers.prediction import predict_mask
 from workers.series import Storage, write_series
 from workers.volume import read_series
 
@@ -338,6 +338,14 @@ def test_a_series_that_is_no_volume_is_refused_with_its_reason(case, images):
     assert re.search(expected, text), text
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("value", [f"{CTImageStorage} Phantom^Spine", "1.2.840.10008.9", ["1.2.3", "1.2.4"]])
+def test_a_class_without_a_name_is_not_quoted(value, images):
+    assert "file 1 of 6 is an object of an unknown kind, not an MR image" in refusal(
+        change("SOPClassUID", value)(images)
+    )
+
+
 def test_every_reason_has_a_text_of_its_own():
     texts = [expected for _, expected in BAD.values()]
     assert len(set(texts)) == len(texts)
@@ -450,7 +458,7 @@ def test_padding_changes_neither_voxels_nor_mask(value, signed, bits, vr, writte
 
     padded, plain = read(True), read(False)
     np.testing.assert_array_equal(padded.voxels, plain.voxels)
-    masks = [predict_mask(v, small.formula, manifest, overlap=0.5, batch=4) for v in (padded, plain)]
+    masks = [predict_mask(v, small.formula, manifest, overlap=0.5, batch=4).mask for v in (padded, plain)]
     np.testing.assert_array_equal(*masks)
 
 
