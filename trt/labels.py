@@ -22,7 +22,7 @@ class Label:
     """One class of the mask. `value` is its number in the mask and its channel in the logits; 0 is background.
 
     `code` says what it is, `category` what kind of thing, `region` where it lies; `colour` is sRGB 0..255. A label has
-    code, category and colour, or none of them.
+    code, category and colour, or none of them. Connected parts smaller than `least_mm3` are not given this label.
     """
 
     value: int
@@ -31,6 +31,7 @@ class Label:
     category: Code | None = None
     colour: tuple[int, int, int] | None = None
     region: Code | None = None
+    least_mm3: float = 0.0
 
 
 def parse_labels(value: object, error: ValueError) -> tuple[Label, ...]:
@@ -40,7 +41,7 @@ def parse_labels(value: object, error: ValueError) -> tuple[Label, ...]:
     labels = []
     for number, item in enumerate(value, start=1):
         item = as_object(item, error)
-        coded = set(item) - {"value", "name"}
+        coded = set(item) - {"value", "name", "least_mm3"}
         if item.get("value") != number or not matches(r"(?s).*\S.*", item.get("name")):
             raise error
         if coded and coded - {"region"} != {"code", "category", "colour"}:
@@ -48,8 +49,12 @@ def parse_labels(value: object, error: ValueError) -> tuple[Label, ...]:
         colour = item.get("colour", [])
         if coded and (not isinstance(colour, list) or [type(n) is int and 0 <= n <= 255 for n in colour] != [True] * 3):
             raise error
+        least = item.get("least_mm3", 0.0)
+        if not is_number(least) or least < 0:
+            raise error
         codes = {field: _code(item[field], error) for field in ("code", "category", "region") if field in item}
-        labels.append(Label(number, item["name"], colour=tuple(colour) if coded else None, **codes))
+        shown = tuple(colour) if coded else None
+        labels.append(Label(number, item["name"], colour=shown, least_mm3=float(least), **codes))
     if len({label.name for label in labels}) != len(labels):
         raise error
     return tuple(labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.errors import EngineFailure
+from trt.decision import decide
 from trt.extraction import Extraction, select
 from trt.manifest import Manifest
 from trt.patches import NonFiniteOutput, Predict, Progress, count_patches, normalise, predict_slices
@@ -61,7 +63,8 @@ def predict_mask(
         canonical = to_canonical(volume)
         weights = resampling(canonical, manifest.spacing_mm)
         pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
-        mask, axes, flips = np.zeros(canonical.voxels.shape, np.uint8), canonical.axes, canonical.flips
+        shape, voxel_mm3 = canonical.voxels.shape, math.prod(canonical.spacing)
+        axes, flips = canonical.axes, canonical.flips
         del canonical  # as large as the volume
     try:
         with timed(timings, "select"):
@@ -81,8 +84,8 @@ def predict_mask(
                 region=selection.region,
                 progress=progress,
             )
-            for z, logits in slices:
-                mask[z] = to_native(logits, weights).argmax(axis=0)
+            native = ((z, to_native(logits, weights)) for z, logits in slices)
+            mask = decide(native, shape, manifest.labels, voxel_mm3)
     except NonFiniteOutput as error:
         raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
     except RuntimeError as error:  # EngineError, and what a backend itself raises

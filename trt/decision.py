@@ -1,0 +1,48 @@
+"""From logits to labels: each voxel the likeliest label, but no crumbs of a label that has a least volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import generate_binary_structure
+from scipy.ndimage import label as number_parts
+
+from trt.labels import Label
+from trt.patches import Array
+
+TOUCHING = generate_binary_structure(3, 3)  # voxels that share a face, an edge or a corner: 26-connected
+
+
+def decide(
+    slices: Iterable[tuple[int, Array]], shape: tuple[int, int, int], labels: Sequence[Label], voxel_mm3: float
+) -> NDArray[np.uint8]:
+    """The mask (Z, Y, X) uint8 of label values, of `slices` of (z, logits (K, Y, X)), every slice given once.
+
+    Connected parts of a label that are smaller than its `least_mm3` become what is likeliest next.
+    """
+    mask = np.zeros(shape, np.uint8)
+    next_best = {label.value: np.zeros(shape, np.uint8) for label in labels if label.least_mm3}
+    for z, logits in slices:
+        logits.argmax(axis=0, out=(chosen := np.empty(shape[1:], np.intp)))
+        mask[z] = chosen
+        for value, others in next_best.items():
+            inside = chosen == value
+            if inside.any():
+                rest = logits[:, inside].copy()
+                rest[value] = -np.inf
+                others[z][inside] = rest.argmax(axis=0)
+    for label in labels:
+        if label.least_mm3:
+            small = crumbs(mask == label.value, label.least_mm3, voxel_mm3)
+            mask[small] = next_best[label.value][small]
+    return mask
+
+
+def crumbs(inside: NDArray[np.bool_], least_mm3: float, voxel_mm3: float) -> NDArray[np.bool_]:
+    """The connected parts of `inside` (Z, Y, X) bool that are smaller than `least_mm3`, of voxels of `voxel_mm3`."""
+    parts, count = number_parts(inside, TOUCHING)
+    small = np.bincount(parts.ravel(), minlength=count + 1) * voxel_mm3 < least_mm3
+    small[0] = False
+    return np.asarray(small[parts])
