@@ -7,102 +7,28 @@ series as acquired, inverted, T1-like, and, for a model that marks tumours, with
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from trt.candidates import Candidate, mirrored
 from trt.card import PICTURES, render_with, write_card
-from trt.dataset import Case, DatasetError, Mask, read_folder, read_split
-from trt.decision import decide
+from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.engine import Engine, EngineError, Precision, open_engine
-from trt.extraction import Extraction, finder_model, select
+from trt.extraction import Extraction, finder_model
 from trt.lesions import Weighting
 from trt.manifest import DEFAULT_MODEL, MAX_OVERLAP, Manifest, ManifestError, load
 from trt.metrics import FOUND_IOU, MIN_VOLUME
-from trt.patches import Array, Predict, normalise, predict_slices
 from trt.pictures import draw_pictures
 from trt.report import FIGURES_FILE, SCORED, Report, markdown
 from trt.scores import SIZES, Score, knows_tumours, measure, row, summary
-from trt.trials import Plan, Rendering, Trial, plan
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model made ready to be tried; `predict` may be any callable. `overlap` as the manifest has it if None."""
-
-    manifest: Manifest
-    predict: Predict
-    overlap: float | None = None
-    extraction: Extraction = "all"
-    finder: Predict | None = None
-
-    def segment(self, trial: Trial) -> tuple[Mask, float]:
-        """The mask of a trial, and the seconds it took."""
-        began = time.perf_counter()
-        found = segment(
-            trial.image,
-            self.manifest,
-            self.predict,
-            overlap=self.overlap,
-            extraction=self.extraction,
-            finder=self.finder,
-            spacing=trial.spacing,
-        )
-        return found, time.perf_counter() - began
-
-
-def segment(
-    image: NDArray[np.generic],
-    manifest: Manifest,
-    predict: Predict,
-    *,
-    overlap: float | None = None,
-    batch: int = 8,
-    extraction: Extraction = "all",
-    finder: Predict | None = None,
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-) -> Mask:
-    """Label values (Z, Y, X) uint8 of an image (Z, Y, X) on the model's grid, any real dtype and unit.
-
-    `spacing` (z, y, x) in mm tells what is too small a part of a label that has a least volume.
-    `extraction` tells where the model runs, by `finder` where it asks for one; see `trt.extraction.select`.
-    """
-    volume = normalise(image, manifest.normalisation)
-    slices = predict_slices(
-        volume,
-        predict,
-        patch=manifest.patch,
-        channels=manifest.channels,
-        overlap=manifest.overlap if overlap is None else overlap,
-        batch=batch,
-        region=select(volume, manifest, extraction, finder, batch=batch).region,
-    )
-    return decide(slices, volume.shape, manifest.labels, math.prod(spacing))
-
-
-def mirrored(predict: Predict) -> Predict:
-    """The average of the logits of patches and of their mirror images across the patient, at twice the price.
-
-    Left and right of a sagittal series are its channels in order and in reverse. Nothing else is mirrored: a spine is
-    neither up and down nor front and back the same.
-    """
-
-    def both(patches: Array) -> Array:
-        logits = predict(patches) + predict(np.ascontiguousarray(patches[:, ::-1]))
-        logits *= np.float32(0.5)
-        return logits
-
-    return both
+from trt.trials import Plan, Rendering, plan
 
 
 def evaluate(plans: Sequence[Plan], candidates: Sequence[Candidate], *, patches: int = 64) -> list[list[Score]]:

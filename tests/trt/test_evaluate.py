@@ -12,9 +12,10 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from trt import evaluate as evaluating
+from trt.candidates import Candidate, mirrored
 from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.engine import open_engine
-from trt.evaluate import Candidate, choose_cases, evaluate, mirrored, require_alike, require_recordable
+from trt.evaluate import choose_cases, evaluate, require_alike, require_recordable
 from trt.manifest import ManifestError, load
 from trt.patches import NonFiniteOutput
 from trt.phantom import spine_phantom

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trt.candidates import segment
 from trt.engine import open_engine
-from trt.evaluate import segment
 from trt.manifest import load
 from trt.metrics import dice
 from trt.phantom import CANAL, DISC, VERTEBRA, spine_phantom
