@@ -25,7 +25,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
-from trt.dataset import Case, DatasetError, read_folder, read_split
+from trt.dataset import IGNORED, Case, DatasetError, read_folder, read_split
 from trt.engine import EngineError, open_engine
 from trt.export import ExportError, export_onnx
 from trt.extraction import finder_model, select, shrink
@@ -45,7 +45,6 @@ from trt.penn import Penn, PennConfig
 from trt.trainer import LABELS
 from trt.trials import Plan, Rendering
 
-IGNORED = 255  # pixels off the slice, of which nothing is known
 KNOTS = 9  # of the curves that redraw intensities
 LEAST_KEPT = 0.999  # of any judged patient's foreground, in any contrast: with less a finder is not written
 

@@ -59,7 +59,7 @@ class Finder:
 
     It runs on slices shrunk by `factor`, in patches of `patch` (y, x) of its own pixels. What is more likely spine than
     `threshold`, and `margin_mm` about it, is where the model runs. `kept` is the least share of a series' foreground
-    that this kept, over the patients held back.
+    that this kept, over the patients held back, as acquired and in other contrasts.
     """
 
     path: Path

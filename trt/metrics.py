@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects, generate_binary_structure, label
-from scipy.spatial.distance import pdist
+from scipy.ndimage import find_objects, label
+
+from trt.decision import TOUCHING
+from trt.lesion_shapes import measure_diameter
 
 Where = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
@@ -23,7 +25,6 @@ Spacing = tuple[float, float, float]
 FIGURES = ("precision", "recall", "accuracy", "f1", "iou", "dice")
 FOUND_IOU = 0.1  # of a true lesion and one found component, for the lesion to count as found
 MIN_VOLUME = 14.0  # mm3, of a sphere of 3 mm: smaller found components neither find a lesion nor count as false
-TOUCHING = generate_binary_structure(3, 3)  # voxels that share a face, an edge or a corner: 26-connected
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,4 @@ def lesion_scores(found: Where, truth: Where, spacing: Spacing, min_volume: floa
 
 def longest_diameter(inside: Where, spacing: Spacing) -> float:
     """Distance of the farthest two voxel centres of a mask (Z, Y, X) and one pixel (Y), in mm; 0 where it is empty."""
-    if not inside.any():
-        return 0.0
-    z, y = np.nonzero(inside.any(axis=2))
-    rows = inside[z, y]  # (N, X); the farthest two are the first or the last of their rows
-    first, last = rows.argmax(axis=1), rows.shape[1] - 1 - rows[:, ::-1].argmax(axis=1)
-    ends = np.concatenate([np.stack((z, y, x), axis=1) for x in (first, last)]) * np.array(spacing)
-    return float(pdist(ends).max(initial=0.0)) + spacing[1]
+    return measure_diameter(inside, spacing) if inside.any() else 0.0

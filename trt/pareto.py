@@ -17,13 +17,14 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from trt.dataset import Case, DatasetError, Mask, read_folder, read_split
+from trt.dataset import Case, DatasetError, read_folder, read_split
+from trt.decision import decide
 from trt.engine import EngineError, open_engine
 from trt.extraction import Extraction, finder_model, select
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
+from trt.metrics import dice
 from trt.patches import Predict, count_patches, normalise, predict_slices
 
 OVERLAPS = (0.0, 0.125, 0.25, 0.5)
@@ -32,7 +33,7 @@ EXTRACTIONS: tuple[Extraction, ...] = ("all", "tissue", "spine")
 
 @dataclass(frozen=True)
 class Trial:
-    """One series at one choice. `dice` by label name, NaN where neither mask holds it; `kept` of the foreground, 0..1.
+    """One series at one choice. `dice` by label name, NaN where the truth does not hold it; `kept` of the foreground, 0..1.
 
     `cpu_s`, of all threads, run from the normalised volume to the mask; `select_s` of them before the first patch.
     """
@@ -66,14 +67,13 @@ def attempt(
 ) -> Trial:
     """Segment a case, on the model's grid, and judge it."""
     image = normalise(case.image, manifest.normalisation)
-    mask: Mask = np.empty(image.shape, np.uint8)
     began = time.process_time()
     region = select(image, manifest, extraction, finder).region
     selected = time.process_time()
-    for z, logits in predict_slices(
+    slices = predict_slices(
         image, predict, patch=manifest.patch, channels=manifest.channels, overlap=overlap, region=region
-    ):
-        mask[z] = logits.argmax(0)
+    )
+    mask = decide(slices, image.shape, manifest.labels, math.prod(case.spacing))
     ended = time.process_time()
     spine = case.mask > 0
     inside = spine if region is None else spine & region
@@ -85,13 +85,11 @@ def attempt(
         cpu_s=ended - began,
         select_s=selected - began,
         kept=float(inside.sum() / spine.sum()) if spine.any() else 1.0,
-        dice={label.name: _dice(mask == label.value, case.mask == label.value) for label in manifest.labels},
+        dice={
+            label.name: dice(mask, case.mask, label.value) if (case.mask == label.value).any() else math.nan
+            for label in manifest.labels
+        },
     )
-
-
-def _dice(found: np.ndarray, truth: np.ndarray) -> float:
-    total = int(found.sum()) + int(truth.sum())
-    return 2 * int((found & truth).sum()) / total if total else math.nan
 
 
 def summarise(trials: Iterable[Trial]) -> list[Row]:
@@ -105,7 +103,7 @@ def summarise(trials: Iterable[Trial]) -> list[Row]:
 def _row(trials: Sequence[Trial]) -> Row:
     columns = {name: [trial.dice[name] for trial in trials] for name in trials[0].dice}
     known = {name: [value for value in column if not math.isnan(value)] for name, column in columns.items()}
-    dice = {name: statistics.fmean(column) for name, column in known.items() if column}
+    means = {name: statistics.fmean(column) for name, column in known.items() if column}
     return Row(
         extraction=trials[0].extraction,
         overlap=trials[0].overlap,
@@ -113,8 +111,8 @@ def _row(trials: Sequence[Trial]) -> Row:
         cpu_s=statistics.fmean(trial.cpu_s for trial in trials),
         select_s=statistics.fmean(trial.select_s for trial in trials),
         kept=min(trial.kept for trial in trials),
-        dice=dice,
-        mean=statistics.fmean(dice.values()) if dice else math.nan,
+        dice=means,
+        mean=statistics.fmean(means.values()) if means else math.nan,
     )
 
 

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion, label
 
 from trt.dataset import Mask
+from trt.decision import TOUCHING
 from trt.lesions import TUMOUR
 from trt.manifest import Label
-from trt.metrics import TOUCHING
 from trt.scores import Score
 from trt.trials import Plan, Rendering, Trial
 

@@ -1,4 +1,4 @@
-"""Train PENN: `python -m trt.train --data DIR --out DIR`; one night on two CPU cores, less on a GPU.
+"""Train PENN: `python -m trt.train --data DIR --out DIR`; an hour on one core of a CPU.
 
 Killed at any moment and started again with the same words, the run goes on from its last checkpoint and ends with the
 weights that it would have had. On several GPUs: `torchrun --nproc-per-node N -m trt.train ...`, --batch being that of
@@ -106,10 +106,10 @@ def main(
             labels=tuple(label),
             pixels=pixels,
         )
-        out.mkdir(parents=True, exist_ok=True)
         cases = read_folder(data, len(label), names=label, pixels=pixels)
         people = read_split(split) if split else make_split({c.patient for c in cases}, held_back, split_seed)
         trained, watched = _divide(cases, people, watch)
+        out.mkdir(parents=True, exist_ok=True)
     except (DatasetError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     except OSError as error:

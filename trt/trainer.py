@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
@@ -44,7 +45,7 @@ class TrainConfig:
     network: PennConfig = field(default_factory=PennConfig)
     patch: int = 128  # pixels, both sides
     batch: int = 12  # patches, in every process
-    steps: int = 12_000
+    steps: int = 8_000
     epoch: int = 100  # steps between two checkpoints
     optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd: Nesterov momentum and polynomial decay, the "enhanced SGD"
     learning_rate: float = 0.05
@@ -266,10 +267,14 @@ def agreed(value: Any) -> Any:
 KEPT = frozenset({"config", "data", "processes", "epoch", "scores", "weights", "parts", "optimiser"})
 
 
+# What torch's reader meets in a damaged file, it raises.
+DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, UnpicklingError)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its reader meets in a damaged file
+    except DAMAGE as error:
         raise DatasetError(f"{path}: cannot be read as a checkpoint: {error}") from error
     if not isinstance(document, dict) or not set(document) >= KEPT:
         raise DatasetError(f"{path}: is no checkpoint of trt.train, or one of another version")

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from trt.dataset import Case, Mask
+from trt.metrics import dice, spread
 from trt.penn import Penn
 
 SLICES = 8  # at once
@@ -39,19 +40,11 @@ def segment_slices(network: Penn, case: Case, *, bf16: bool = True) -> Mask:
 
 def dice_per_label(found: Mask, truth: Mask, labels: int) -> list[float]:
     """Dice 0..1 of labels 1..labels; NaN where neither mask holds one."""
-    values = []
-    for label in range(1, labels + 1):
-        ours, theirs = found == label, truth == label
-        total = int(np.count_nonzero(ours)) + int(np.count_nonzero(theirs))
-        values.append(2 * int(np.count_nonzero(ours & theirs)) / total if total else float("nan"))
-    return values
+    return [dice(found, truth, label) for label in range(1, labels + 1)]
 
 
 def score(network: Penn, cases: Sequence[Case], *, bf16: bool = True) -> list[float]:
     """Mean Dice of labels 1.. over the cases that hold them; NaN where none does."""
     labels = network.config.classes - 1
-    rows = np.array([dice_per_label(segment_slices(network, case, bf16=bf16), case.mask, labels) for case in cases])
-    known = ~np.isnan(rows)
-    counts = known.sum(0)
-    sums = np.where(known, rows, 0.0).sum(0)
-    return [float(s / n) if n else float("nan") for s, n in zip(sums, counts, strict=True)]
+    rows = [dice_per_label(segment_slices(network, case, bf16=bf16), case.mask, labels) for case in cases]
+    return [spread(column).mean for column in zip(*rows, strict=True)]

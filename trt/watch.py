@@ -1,6 +1,6 @@
 """Patients looked at while training goes on, who are not trained on: curves, and an early end.
 
-They are others than those held back, whom nothing is chosen by.
+They are others than those held back, so that no weights are chosen by these.
 """
 
 from __future__ import annotations

@@ -258,6 +258,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(
     run = CliRunner().invoke(app, [*base, *words])
     assert run.exit_code == 2
     assert says in " ".join(run.output.replace("│", " ").split())
+    assert "cuda" in words or not (tmp_path / "out").exists()
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
 
 
