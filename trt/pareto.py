@@ -33,7 +33,7 @@ EXTRACTIONS: tuple[Extraction, ...] = ("all", "tissue", "spine")
 
 @dataclass(frozen=True)
 class Trial:
-    """One series at one choice. `dice` by label name, NaN where the truth does not hold it; `kept` of the foreground, 0..1.
+    """One series at one choice. `dice` by label name, NaN where the truth holds none; `kept` of the foreground, 0..1.
 
     `cpu_s`, of all threads, run from the normalised volume to the mask; `select_s` of them before the first patch.
     """
