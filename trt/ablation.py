@@ -27,46 +27,38 @@ from rich.console import Console
 from trt.contrast import invert, t1_like
 from trt.dataset import Case, DatasetError, make_split, read_folder, read_split
 from trt.lesions import Weighting, insert_lesions
-from trt.penn import PennConfig
+from trt.recipes import ADAMW, PENN, PLAIN_UNET
 from trt.renditions import Mixture
-from trt.train import HELD_BACK, RATES
+from trt.train import HELD_BACK
 from trt.trainer import LABELS, TrainConfig, fingerprint, prepare, train
 from trt.validation import score
 
-WHOLE = TrainConfig(network=PennConfig(classes=len(LABELS) + 1, side_heads=2))
-ADAMW = replace(WHOLE, optimiser="adamw", learning_rate=RATES["adamw"][0], weight_decay=RATES["adamw"][1])
-
 ROWS: dict[str, TrainConfig] = {
-    "PENN, all parts": WHOLE,
-    "patches anywhere, not balanced by label": replace(WHOLE, balanced=False),
-    "no pre-training": replace(WHOLE, pretrain=0.0),
+    "PENN, all parts": PENN,
+    "patches anywhere, not balanced by label": replace(PENN, balanced=False),
+    "no pre-training": replace(PENN, pretrain=0.0),
     "AdamW, cosine": ADAMW,
-    "2-D, no neighbouring slices": replace(WHOLE, network=replace(WHOLE.network, channels=1)),
-    "no synthetic contrast": replace(WHOLE, mixture=Mixture(t1_like=0.5, synthetic=0.0)),
-    "acquired contrast only": replace(WHOLE, mixture=Mixture(t1_like=0.0, synthetic=0.0)),
-    "no deep supervision": replace(WHOLE, network=replace(WHOLE.network, side_heads=0)),
-    "no average of weights": replace(WHOLE, average=0.0),
-    "no skips (encoder and decoder only)": replace(WHOLE, network=replace(WHOLE.network, skips=False)),
-    "plain U-Net": replace(
-        ADAMW,
-        network=replace(WHOLE.network, channels=1, side_heads=0),
-        balanced=False,
-        pretrain=0.0,
-        average=0.0,
-        mixture=Mixture(t1_like=0.5, synthetic=0.0),
-    ),
+    "2-D, no neighbouring slices": replace(PENN, network=replace(PENN.network, channels=1)),
+    "no synthetic contrast": replace(PENN, mixture=Mixture(t1_like=0.5, synthetic=0.0)),
+    "acquired contrast only": replace(PENN, mixture=Mixture(t1_like=0.0, synthetic=0.0)),
+    "no deep supervision": replace(PENN, network=replace(PENN.network, side_heads=0)),
+    "no average of weights": replace(PENN, average=0.0),
+    "no settling": replace(PENN, settle=0.0),
+    "no skips (encoder and decoder only)": replace(PENN, network=replace(PENN.network, skips=False)),
+    "plain U-Net": PLAIN_UNET,
 }
 
 COLUMNS = ("vertebra", "spinal canal", "intervertebral disc", "inverted", "T1-like", "simulated tumour")
 """Dice on patients held back: by label as acquired, of all anatomy in other contrasts, and of simulated tumours."""
 
 
-def judge(network: Any, cases: Sequence[Case]) -> dict[str, float]:
-    """The figures of `COLUMNS` for a trained network on normalised cases."""
-    anatomy = score(network, cases)[:3]
-    inverted = score(network, [replace(case, image=invert(case.image)) for case in cases])[:3]
-    plain = score(network, prepare([replace(case, image=t1_like(case.image, case.mask)) for case in cases]))[:3]
-    tumours = score(network, [_with_lesions(number, case) for number, case in enumerate(cases)])[3]
+def judge(network: Any, cases: Sequence[Case], neighbour_mm: float) -> dict[str, float]:
+    """The figures of `COLUMNS` for a trained network on normalised cases, its channels `neighbour_mm` apart."""
+    anatomy = score(network, cases, neighbour_mm)[:3]
+    inverted = score(network, [replace(case, image=invert(case.image)) for case in cases], neighbour_mm)[:3]
+    t1 = prepare([replace(case, image=t1_like(case.image, case.mask)) for case in cases])
+    plain = score(network, t1, neighbour_mm)[:3]
+    tumours = score(network, [_with_lesions(number, case) for number, case in enumerate(cases)], neighbour_mm)[3]
     return dict(zip(COLUMNS, [*anatomy, statistics.fmean(inverted), statistics.fmean(plain), tumours], strict=True))
 
 
@@ -107,7 +99,7 @@ def run(
 ) -> None:
     """Train and judge one row with one seed, on one thread; figures, null where there is none, go to `path`."""
     torch.set_num_threads(1)
-    figures = judge(train(trained, config), held_back)
+    figures = judge(train(trained, config), held_back, config.neighbour_mm)
     document = {
         "row": name,
         "seed": config.seed,

@@ -145,6 +145,7 @@ def predict_slices(
     *,
     patch: tuple[int, int],
     channels: int,
+    step: int = 1,
     overlap: float = 0.5,
     batch: int = 8,
     region: Region | None = None,
@@ -152,10 +153,10 @@ def predict_slices(
 ) -> Iterator[tuple[int, Array]]:
     """Yield (z, blended logits (K, Y, X) float32) for every slice in order; only the slices under way are held.
 
-    `volume` is (Z, Y, X) float32, already normalised. A patch's channels are its neighbouring slices, the outermost
-    slice repeated beyond the ends. `predict` sees `batch` patches at each call, the last call filled up with repeats;
-    it may keep or return its argument. Slices smaller than a patch are padded with their edge pixels, and the padding
-    is cut off again.
+    `volume` is (Z, Y, X) float32, already normalised. A patch's channels are the slices about it, each `step` from the
+    next (`trt.geometry.slice_step`), the outermost slice repeated beyond the ends. `predict` sees `batch` patches at
+    each call, the last call filled up with repeats; it may keep or return its argument. Slices smaller than a patch are
+    padded with their edge pixels, and the padding is cut off again.
 
     With a `region` only the patches that cover it run, and all voxels outside it are background: `BACKGROUND` for class
     0, 0 for the others. One patch runs even where it is empty: the network alone knows its number of classes.
@@ -168,11 +169,14 @@ def predict_slices(
         raise ValueError(f"patch and batch must be positive, not {patch} and {batch}")
     if channels < 1 or channels % 2 == 0:
         raise ValueError(f"channels must be odd and positive, not {channels}")
+    if step < 1:
+        raise ValueError(f"step must be 1 or more slices, not {step}")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in 0..1, 1 excluded, not {overlap}")
     if region is not None and (region.shape != volume.shape or region.dtype != np.bool_):
         raise ValueError(f"region must be {volume.shape} bool as the volume, not {region.shape} {region.dtype}")
-    return _slices(volume, predict, patch, channels, overlap, batch, region, progress)
+    offsets = (np.arange(channels) - channels // 2) * step
+    return _slices(volume, predict, patch, offsets, overlap, batch, region, progress)
 
 
 def predict_volume(
@@ -181,6 +185,7 @@ def predict_volume(
     *,
     patch: tuple[int, int],
     channels: int,
+    step: int = 1,
     overlap: float = 0.5,
     batch: int = 8,
     region: Region | None = None,
@@ -192,6 +197,7 @@ def predict_volume(
         predict,
         patch=patch,
         channels=channels,
+        step=step,
         overlap=overlap,
         batch=batch,
         region=region,
@@ -204,7 +210,7 @@ def _slices(
     volume: Array,
     predict: Predict,
     patch: tuple[int, int],
-    channels: int,
+    offsets: NDArray[np.intp],
     overlap: float,
     batch: int,
     region: Region | None,
@@ -218,7 +224,6 @@ def _slices(
     chosen = np.array([(z, y, x) for z, grid in enumerate(grids) for y, x in grid], dtype=np.intp)  # (patches, 3)
     ends = np.cumsum([len(grid) for grid in grids])  # patches up to and with each slice
     windows = sliding_window_view(padded, patch, axis=(1, 2))  # (Z, rows, columns, H, W)
-    offsets = np.arange(channels) - channels // 2
     weight = np.multiply.outer(bell(patch[0]), bell(patch[1]))  # (H, W)
 
     underway: dict[int, NDArray[np.float64]] = {}

@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from trt.dataset import Case, DatasetError, Split, make_split, read_folder, read_split, write_split
 from trt.penn import PennConfig
+from trt.recipes import PLAIN_UNET, RATES
 from trt.renditions import Mixture
 from trt.trainer import (
     LABELS,
@@ -40,8 +41,6 @@ from trt.watch import Watch
 
 HELD_BACK = 6  # patients
 CURVE = 10  # steps between two points
-RATES = {"sgd": (TrainConfig.learning_rate, TrainConfig.weight_decay), "adamw": (2e-3, 1e-2)}
-"""Learning rate and weight decay that suit each optimiser."""
 
 
 class Optimiser(StrEnum):
@@ -74,6 +73,9 @@ def main(
     optimiser: Annotated[Optimiser, typer.Option(help="sgd: Nesterov, polynomial decay.")] = Optimiser.SGD,
     learning_rate: Annotated[float | None, typer.Option(min=1e-6, help="One that suits it, if not given.")] = None,
     pretrain: Annotated[float, typer.Option(min=0, max=0.9, help="Share of steps.")] = TrainConfig.pretrain,
+    settle: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of steps, at the end, with fewer other contrasts.")
+    ] = TrainConfig.settle,
     balanced: Annotated[bool, typer.Option(help="Draw patches by label.")] = True,
     contrasts: Annotated[bool, typer.Option(help="Show other contrasts too.")] = True,
     lesions: Annotated[
@@ -81,6 +83,12 @@ def main(
     ] = Mixture.lesions,
     channels: Annotated[int, typer.Option(help="Neighbouring slices; 1: plain 2-D.")] = PennConfig.channels,
     width: Annotated[int, typer.Option(min=1, help="Feature maps at full size.")] = PennConfig.width,
+    plain_unet: Annotated[
+        bool,
+        typer.Option(
+            "--plain-unet", help="Train the plain U-Net that PENN is compared with; switches of the method do nothing."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     bf16: Annotated[bool, typer.Option(help="Train in bfloat16: twice as fast where the processor knows it.")] = True,
 ) -> None:
@@ -100,12 +108,20 @@ def main(
             weight_decay=RATES[optimiser.value][1],
             balanced=balanced,
             pretrain=pretrain,
+            settle=settle,
             mixture=Mixture(lesions=lesions) if contrasts else Mixture(0, 0, lesions),
             seed=seed,
             bf16=bf16,
             labels=tuple(label),
             pixels=pixels,
         )
+        if plain_unet:
+            network = replace(PLAIN_UNET.network, classes=len(label) + 1, width=width)
+            kept = {
+                name: getattr(config, name) for name in ("batch", "steps", "epoch", "seed", "bf16", "labels", "pixels")
+            }
+            mixture = replace(PLAIN_UNET.mixture, lesions=lesions) if contrasts else config.mixture
+            config = replace(PLAIN_UNET, network=network, mixture=mixture, **kept)
         cases = read_folder(data, len(label), names=label, pixels=pixels)
         people = read_split(split) if split else make_split({c.patient for c in cases}, held_back, split_seed)
         trained, watched = _divide(cases, people, watch)

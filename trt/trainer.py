@@ -44,8 +44,8 @@ class TrainConfig:
 
     network: PennConfig = field(default_factory=PennConfig)
     patch: int = 128  # pixels, both sides
-    batch: int = 12  # patches, in every process
-    steps: int = 8_000
+    batch: int = 8  # patches, in every process
+    steps: int = 7_000
     epoch: int = 100  # steps between two checkpoints
     optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd: Nesterov momentum and polynomial decay, the "enhanced SGD"
     learning_rate: float = 0.05
@@ -54,12 +54,14 @@ class TrainConfig:
     clip: float = 5.0  # largest norm of the gradients
     average: float = 0.998  # decay of the moving average of the weights, which is what is kept; 0: none
     balanced: bool = True  # patches drawn by label (PE), else anywhere
-    pretrain: float = 0.1  # share of the steps spent on restoring spoilt patches
+    pretrain: float = 0.05  # share of the steps spent on restoring spoilt patches
+    settle: float = 0.4  # share of the steps, at the end, that show more series as they were acquired
     mixture: Mixture = field(default_factory=Mixture)
     seed: int = 0
     bf16: bool = True  # convolutions in bfloat16; weights, losses and averages stay float32
     labels: tuple[str, ...] = LABELS  # names of mask values 1, 2, ...
     pixels: tuple[float, float] = PIXELS  # mm (y, x), of the slices that are trained on
+    neighbour_mm: float = 3.6  # across slices, from channel to channel, in use; training draws about it
 
     def __post_init__(self) -> None:
         if len(self.labels) != self.network.classes - 1:
@@ -119,6 +121,11 @@ class Run:
         """Epochs of pre-training, at the beginning."""
         return min(round(self.epochs * self.config.pretrain), self.epochs - 1)
 
+    def mixture(self, epoch: int) -> Mixture:
+        """What renditions are drawn from that begin with `epoch`: contrasts are learnt first, people's borders last."""
+        settling = epoch >= round(self.epochs * (1 - self.config.settle))
+        return self.config.mixture.settled if settling else self.config.mixture
+
     def train(self, report: Callable[[Step], None] = lambda step: None) -> None:
         """One epoch."""
         config, epoch = self.config, self.epoch
@@ -171,7 +178,8 @@ class Run:
             turn = (epoch + number) // REFRESH
             if turn != self._shown[number]:
                 random = np.random.default_rng((RENDITIONS, self.config.seed, turn, number, self.rank))
-                self._sampler.replace(number, rendition(case, self.config.mixture, NORMALISATION, random))
+                mixture = self.mixture(turn * REFRESH - number)  # of its first epoch, wherever a run goes on
+                self._sampler.replace(number, rendition(case, mixture, NORMALISATION, random))
                 self._shown[number] = turn
 
     def _learning_rate(self, step: int) -> float:
