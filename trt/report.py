@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from trt.metrics import FIGURES
+from trt.metrics import FIGURES, TOLERANCE_MM
 from trt.scores import SPINE, TUMOUR_REAL
 from trt.trials import Rendering
 
@@ -139,7 +139,7 @@ def series_table(report: Report) -> str:
 
 
 def label_table(report: Report) -> str:
-    """Dice, 95 % Hausdorff distance and volume error per series, label by label."""
+    """Dice, surface Dice, 95 % Hausdorff distance and volume error per series, label by label."""
     rows = []
     for model in report["models"]:
         for label, figures in model["figures"]["labels"].items():
@@ -149,9 +149,23 @@ def label_table(report: Report) -> str:
         rows.append([f"tumour, {_simulated(group)}", _name(model), *_label_cells(figures["label"])])
         rows.append([f"the same, all lesions at least 8 mm, {_simulated(group)}", _name(model)])
         rows[-1] += _label_cells(figures["large"])
-    head = ["label", "model", "series", "Dice %", "worst", "HD95 mm", "worst", "volume error %", "worst", "left out"]
+    head = [
+        "label",
+        "model",
+        "series",
+        "Dice %",
+        "worst",
+        "surface Dice %",
+        "worst",
+        "HD95 mm",
+        "worst",
+        "volume error %",
+        "worst",
+        "left out",
+    ]
     return _join(
         _flow(f"""Per series, mean ± sd over series; tissue of series as acquired, tumour of series that hold a lesion.
+        Surface Dice is the share of both surfaces that lies within {TOLERANCE_MM:g} mm of the other.
         HD95 is the larger of both directions' 95th percentiles; volume error is signed, its worst the one farthest from
         0. Left out: series where HD95 is undefined, the label being absent from truth or result.
         {FROM_TRUTH if any(group != Rendering.ACQUIRED for group, _, _ in groups) else ""}"""),
@@ -268,11 +282,14 @@ def _holding(report: Report) -> Iterable[tuple[str, dict[str, Any], dict[str, An
 
 
 def _label_cells(figures: Mapping[str, Any]) -> list[str]:
-    dice, distance, volume = figures["dice"], figures["hd95_mm"], figures["volume_error_percent"]
+    dice, surface = figures["dice"], figures["surface_dice"]
+    distance, volume = figures["hd95_mm"], figures["volume_error_percent"]
     return [
         str(dice["count"]),
         _pair(dice, 100),
         _percent(dice["worst"]),
+        _pair(surface, 100),
+        _percent(surface["worst"]),
         _pair(distance),
         _plain(distance["worst"]),
         _pair(volume),

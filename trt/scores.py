@@ -28,6 +28,7 @@ from trt.metrics import (
     lesion_scores,
     over_units,
     spread,
+    surface_dice,
     volume_error,
 )
 from trt.trials import Rendering, Trial, balanced_patches
@@ -39,9 +40,10 @@ SIZES = (3.0, 8.0, 15.0, 40.0)  # mm, bounds of the classes of lesions by longes
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One label in one series; see `trt.metrics` for each. HD95 is of series as acquired and of tumours only."""
+    """One label in one series; see `trt.metrics`. Figures of surfaces are of series as acquired and of tumours only."""
 
     dice: float
+    surface_dice: float
     hd95_mm: float
     volume_error_percent: float
 
@@ -107,8 +109,12 @@ def measure(
             continue
         ours, truth = found == label.value, trial.mask == label.value
         told = trial.rendering is Rendering.ACQUIRED or label.value == TUMOUR  # it takes as long as all the rest
-        distance = hd95(ours, truth, trial.spacing) if told else math.nan
-        scored[label.name] = LabelScore(count(ours, truth).figures()["dice"], distance, volume_error(ours, truth))
+        scored[label.name] = LabelScore(
+            count(ours, truth).figures()["dice"],
+            surface_dice(ours, truth, trial.spacing) if told else math.nan,
+            hd95(ours, truth, trial.spacing) if told else math.nan,
+            volume_error(ours, truth),
+        )
     return Score(
         trial.name,
         trial.patient,
@@ -205,6 +211,7 @@ def _patches(scores: Sequence[Score]) -> dict[str, Any]:
 def _label(scores: Sequence[LabelScore]) -> dict[str, Any]:
     worst: dict[str, Callable[[list[float]], float]] = {
         "dice": min,
+        "surface_dice": min,
         "hd95_mm": max,
         "volume_error_percent": farthest,
     }

@@ -21,6 +21,7 @@ from trt.metrics import (
     longest_diameter,
     over_units,
     spread,
+    surface_dice,
     volume_error,
 )
 
@@ -90,6 +91,31 @@ def test_overlap_and_volume_are_those_of_simpleitk(one: int, other: int) -> None
 def test_hd95_is_that_of_simpleitk(one: int, other: int, moved: int) -> None:
     found, truth = np.roll(blob(one), moved, axis=1), blob(other, share=0.4)
     assert hd95(found, truth, SPACING) == pytest.approx(itk_hd95(found, truth), abs=1e-4)
+
+
+@SETTINGS
+@given(seeds, seeds, st.integers(0, 2), st.sampled_from([0.5, 1.0, 2.5]))
+def test_surface_dice_is_that_of_simpleitk(one: int, other: int, moved: int, tolerance: float) -> None:
+    found, truth = np.roll(blob(one), moved, axis=1), blob(other, share=0.4)
+    near = every = 0
+    for mine, its in ((found, truth), (truth, found)):
+        contours = [SimpleITK.LabelContour(itk(mask), False) for mask in (mine, its)]
+        far = SimpleITK.SignedMaurerDistanceMap(contours[1], squaredDistance=False, useImageSpacing=True)
+        at = np.abs(SimpleITK.GetArrayFromImage(far))[SimpleITK.GetArrayFromImage(contours[0]) > 0]
+        near, every = near + int((at <= tolerance).sum()), every + at.size
+    assert surface_dice(found, truth, SPACING, tolerance) == pytest.approx(near / every)
+
+
+def test_surface_dice_of_a_border_one_pixel_off_is_whole() -> None:
+    mask = np.zeros((9, 20, 30), bool)
+    mask[2:7, 5:15, 8:12] = True
+    wider = np.zeros_like(mask)
+    wider[2:7, 5:15, 7:13] = True
+    assert dice(wider.astype(np.uint8), mask.astype(np.uint8), 1) == pytest.approx(0.8)
+    assert surface_dice(wider, mask, SPACING) == 1.0
+    assert surface_dice(np.roll(mask, 12, axis=2), mask, SPACING) < 0.01
+    assert surface_dice(np.zeros_like(mask), mask, SPACING) == surface_dice(mask, np.zeros_like(mask), SPACING) == 0.0
+    assert math.isnan(surface_dice(np.zeros_like(mask), np.zeros_like(mask), SPACING))
 
 
 @SETTINGS
