@@ -25,6 +25,7 @@ from trt.losses import SPOILT, dice_and_cross_entropy, restored, spoil, supervis
 from trt.manifest import load
 from trt.penn import Penn, PennConfig
 from trt.phantom import spine_phantom
+from trt.recipes import PLAIN_UNET
 from trt.renditions import Mixture
 from trt.trainer import LABELS, Run, TrainConfig, load_checkpoint, prepare, train
 from trt.validation import score, segment_slices
@@ -96,8 +97,9 @@ def test_equal_seeds_train_equal_networks_and_others_others(cases: tuple[Case, .
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_a_run_goes_on_where_its_checkpoint_left_it(cases: tuple[Case, ...], tmp_path: Path, optimiser: str) -> None:
-    """With pre-training, so that both sides of its end are met."""
+    """Both sides of the end of pre-training are met, and a rendition begun before the settling is shown into it."""
     config = replace(TINY, steps=10, epoch=2, pretrain=0.4, optimiser=optimiser, learning_rate=1e-2)
+    config = replace(config, mixture=Mixture(0.5, 0.5, 0.3))
     whole = train(cases, config).state_dict()
     for _ in range(5):  # every epoch in a run of its own
         run = Run(cases, config)
@@ -134,6 +136,13 @@ def test_the_schedule_warms_up_decays_and_starts_anew_after_pre_training(cases: 
         assert values[:4] == sorted(values[:4])
         assert values[3:] == sorted(values[3:], reverse=True)
         assert values[-1] < 0.1 * TINY.learning_rate
+
+
+def test_other_contrasts_are_rarer_at_the_end(cases: tuple[Case, ...]) -> None:
+    run = Run(cases, replace(TINY, steps=100, epoch=10, settle=0.4, mixture=Mixture(0.4, 0.2, 0.5)))
+    assert [run.mixture(epoch) for epoch in range(-2, 6)] == [Mixture(0.4, 0.2, 0.5)] * 8
+    assert [run.mixture(epoch) for epoch in range(6, 10)] == [Mixture(0.2, 0.1, 0.5)] * 4
+    assert Run(cases, replace(TINY, settle=0.0)).mixture(2) == TINY.mixture
 
 
 def write_phantoms(folder: Path, count: int = 4) -> None:
@@ -235,6 +244,18 @@ def test_the_command_line_trains_and_exports(app: Typer, tmp_path: Path) -> None
     assert "research" in manifest.intended_use
     text = (model / "manifest.json").read_text()
     assert not any(word in text for word in ("SPIDER", "penn-spine", "zenodo", "CC BY", "SPACE"))
+
+
+def test_the_plain_unet_is_trained_by_the_same_command(app: Typer, tmp_path: Path) -> None:
+    write_phantoms(tmp_path)
+    words = ["train", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--held-back", "1", "--plain-unet"]
+    words += ["--steps", "2", "--epoch", "2", "--batch", "2", "--width", "2", "--seed", "5", "--channels", "7"]
+    run = CliRunner().invoke(app, [*words, "--device", "cpu"], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    network, config, _ = load_checkpoint(tmp_path / "out" / "checkpoint.pt")
+    wanted = replace(PLAIN_UNET, network=replace(PLAIN_UNET.network, width=2), steps=2, epoch=2, batch=2, seed=5)
+    assert config == wanted
+    assert network.config.channels == 1
 
 
 @pytest.mark.parametrize(
