@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import statistics
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from rich.console import Console
 from trt.contrast import invert, t1_like
 from trt.dataset import Case, DatasetError, make_split, read_folder, read_split
 from trt.lesions import Weighting, insert_lesions
+from trt.penn import Penn
 from trt.recipes import ADAMW, PENN, PLAIN_UNET
 from trt.renditions import Mixture
 from trt.train import HELD_BACK
@@ -45,6 +47,8 @@ ROWS: dict[str, TrainConfig] = {
     "no average of weights": replace(PENN, average=0.0),
     "no settling": replace(PENN, settle=0.0),
     "no skips (encoder and decoder only)": replace(PENN, network=replace(PENN.network, skips=False)),
+    "half as wide": replace(PENN, network=replace(PENN.network, width=PENN.network.width // 2)),
+    "half as wide again": replace(PENN, network=replace(PENN.network, width=PENN.network.width * 3 // 2)),
     "plain U-Net": PLAIN_UNET,
 }
 
@@ -60,6 +64,19 @@ def judge(network: Any, cases: Sequence[Case], neighbour_mm: float) -> dict[str,
     plain = score(network, t1, neighbour_mm)[:3]
     tumours = score(network, [_with_lesions(number, case) for number, case in enumerate(cases)], neighbour_mm)[3]
     return dict(zip(COLUMNS, [*anatomy, statistics.fmean(inverted), statistics.fmean(plain), tumours], strict=True))
+
+
+def patch_ms(network: Penn, config: TrainConfig, rounds: int = 15) -> float:
+    """Milliseconds of one CPU core that a patch takes, the median over batches; of use beside those of other rows."""
+    patches = torch.rand(config.batch, network.config.channels, config.patch, config.patch)
+    patches = patches.contiguous(memory_format=torch.channels_last)
+    times = []
+    for _ in range(rounds):
+        began = time.process_time()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            network(patches)
+        times.append(time.process_time() - began)
+    return 1000 * statistics.median(times) / config.batch
 
 
 def _with_lesions(number: int, case: Case) -> Case:
@@ -99,7 +116,8 @@ def run(
 ) -> None:
     """Train and judge one row with one seed, on one thread; figures, null where there is none, go to `path`."""
     torch.set_num_threads(1)
-    figures = judge(train(trained, config), held_back, config.neighbour_mm)
+    network = train(trained, config)
+    figures = judge(network, held_back, config.neighbour_mm)
     document = {
         "row": name,
         "seed": config.seed,
@@ -107,6 +125,7 @@ def run(
         "config": asdict(config),
         **ground,
         "dice": {column: None if math.isnan(value) else value for column, value in figures.items()},
+        "patch_ms": patch_ms(network, config),
     }
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
@@ -128,6 +147,8 @@ def end_with_parent() -> None:
 def table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each name: every seed's figures, their mean, and their standard deviation (None of one seed).
 
+    `patch_ms` is the median over the seeds.
+
     A figure that a seed lacks (None) is left out; the mean of none is None.
     """
     rows = []
@@ -137,11 +158,13 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for result in results
             if result["row"] == name
         }
+        costs = [result["patch_ms"] for result in results if result["row"] == name]
         columns = {column: [figures[column] for figures in seeds.values() if column in figures] for column in COLUMNS}
         rows.append(
             {
                 "row": name,
                 "seeds": seeds,
+                "patch_ms": round(statistics.median(costs), 2),
                 "mean": {
                     column: round(statistics.fmean(values), 4) if values else None for column, values in columns.items()
                 },
@@ -156,10 +179,11 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table, mean ± standard deviation over seeds; - where no seed has a figure."""
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
+    head = [*COLUMNS, "ms a patch, one core"]
+    lines = ["| | " + " | ".join(head) + " |", "|---" + "|---:" * len(head) + "|"]
     for row in rows:
         cells = [_cell(row["mean"][column], row["sd"][column]) for column in COLUMNS]
-        lines.append(f"| {row['row']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row['row']} | " + " | ".join([*cells, f"{row['patch_ms']:.1f}"]) + " |")
     return "\n".join(lines)
 
 

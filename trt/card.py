@@ -94,18 +94,20 @@ def ablation_table(ablation: dict[str, Any]) -> str:
     """What `trt.ablation` wrote: Dice in %, over the seeds of each row mean ± sd where there are several."""
     rows = ablation["rows"]
     names = list(dict.fromkeys(name for row in rows for figures in row["seeds"].values() for name in figures))
-    lines = [f"| | {' | '.join(names)} |", f"| --- |{' --: |' * len(names)}"]
+    head = [*names, "ms a patch"]
+    lines = [f"| | {' | '.join(head)} |", f"| --- |{' --: |' * len(head)}"]
     for row in rows:
         seeds = row["seeds"].values()
         cells = [_seeds([figures[name] for figures in seeds if name in figures]) for name in names]
-        lines.append(f"| {row['row']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['row']} | {' | '.join(cells)} | {row['patch_ms']:.1f} |")
     most = max((len(row["seeds"]) for row in rows), default=0)
     over = f"mean ± sd over up to {most} seeds" if most > 1 else "one seed, no spread,"
     words = (
         f"Dice in %, {over} of {ablation['steps']} steps each, a short training of networks of their own, not of the "
         "weights above: rows may be compared with one another and with no other table. Whole slices; the patients held "
         "back, looked at for every row. The tumours are **simulated**; they and the T1-like series are rendered from "
-        "the true masks, so that true borders become edges of the image: figures on both flatter."
+        "the true masks, so that true borders become edges of the image: figures on both flatter. A patch's "
+        "milliseconds are those of one CPU core in torch, to be compared with one another."
     )
     return "\n\n".join((words, "\n".join(lines)))
 

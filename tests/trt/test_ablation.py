@@ -21,6 +21,8 @@ from typer.testing import CliRunner, Result
 from trt import ablation
 from trt.ablation import COLUMNS, markdown, table
 from trt.dataset import Split, write_split
+from trt.penn import Penn, PennConfig
+from trt.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 FIGURES = dict.fromkeys(COLUMNS, 0.5) | {"simulated tumour": math.nan}
@@ -51,6 +53,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(ablation, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(ablation, "train", lambda _, config: seeds.append(config.seed))
     monkeypatch.setattr(ablation, "judge", lambda *_: FIGURES)
+    monkeypatch.setattr(ablation, "patch_ms", lambda *_: 7.25)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     return seeds
 
@@ -95,7 +98,8 @@ def test_runs_are_done_once_and_figures_that_are_not_there_are_null(
     (row,) = document["rows"]
     assert row["mean"]["vertebra"] == 0.5
     assert (row["mean"]["simulated tumour"], row["sd"]["simulated tumour"]) == (None, None)
-    assert "| 0.500 ± 0.000 | - |" in done.output
+    assert row["patch_ms"] == 7.25
+    assert "| 0.500 ± 0.000 | - | 7.2 |" in done.output
 
 
 @pytest.mark.parametrize("other", ["split", "data", "settings", "keys", "damaged"])
@@ -137,12 +141,25 @@ def test_a_split_of_other_data_is_refused_before_anything_is_trained(
 
 def test_a_table_copes_with_figures_that_some_seeds_lack() -> None:
     results = [
-        {"row": "all", "seed": seed, "dice": dict.fromkeys(COLUMNS, 0.5) | {"inverted": value, "T1-like": None}}
+        {
+            "row": "all",
+            "seed": seed,
+            "dice": dict.fromkeys(COLUMNS, 0.5) | {"inverted": value, "T1-like": None},
+            "patch_ms": 3.0 + seed,
+        }
         for seed, value in enumerate((None, 0.25))
     ]
     rows = table(results)
     assert rows[0]["mean"]["inverted"] == 0.25
-    assert "| 0.500 ± 0.000 | 0.250 | - | 0.500 ± 0.000 |" in markdown(rows)
+    assert "| 0.500 ± 0.000 | 0.250 | - | 0.500 ± 0.000 | 3.5 |" in markdown(rows)
+
+
+def test_a_wider_network_costs_more() -> None:
+    costs = []
+    for width in (4, 16):
+        config = TrainConfig(network=PennConfig(width=width, levels=3), batch=2, patch=64)
+        costs.append(ablation.patch_ms(Penn(config.network).eval(), config, rounds=5))
+    assert 0 < 2 * costs[0] < costs[1]
 
 
 CHILD = """

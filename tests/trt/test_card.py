@@ -63,10 +63,13 @@ def test_what_the_template_asks_for_and_no_file_has_is_an_error(model: Path) -> 
 
 def test_the_ablation_is_mean_and_sd_over_seeds(model: Path) -> None:
     seeds = {"0": {"vertebra": 0.9, "tumour": 0.5}, "1": {"vertebra": 0.8, "tumour": float("nan")}}
-    ablation = {"steps": 600, "rows": [{"row": "whole", "seeds": seeds}, {"row": "no skips", "seeds": {}}]}
+    ablation = {
+        "steps": 600,
+        "rows": [{"row": "whole", "seeds": seeds, "patch_ms": 8.04}, {"row": "no skips", "seeds": {}, "patch_ms": 7.0}],
+    }
     text = ablation_table(ablation)
-    assert "| whole | 85.0 ± 7.1 | 50.0 |" in text
-    assert "| no skips | - | - |" in text
+    assert "| whole | 85.0 ± 7.1 | 50.0 | 8.0 |" in text
+    assert "| no skips | - | - | 7.0 |" in text
     assert "simulated" in text
     assert "rendered from the true masks" in text
     assert "mean ± sd over up to 2 seeds" in text
@@ -78,7 +81,9 @@ def test_the_ablation_is_mean_and_sd_over_seeds(model: Path) -> None:
 
 
 def test_one_seed_has_no_spread() -> None:
-    text = ablation_table({"steps": 600, "rows": [{"row": "whole", "seeds": {"0": {"vertebra": 0.9}}}]})
+    text = ablation_table(
+        {"steps": 600, "rows": [{"row": "whole", "seeds": {"0": {"vertebra": 0.9}}, "patch_ms": 8.0}]}
+    )
     assert "one seed, no spread" in text
     assert "±" not in text
 
