@@ -197,7 +197,7 @@ def parse(fields: object, path: Path) -> Manifest:
     if not is_number(overlap) or not 0 <= overlap <= MAX_OVERLAP:
         raise refuse("overlap", f"a number in 0..{MAX_OVERLAP}")
     neighbour = fields.get("neighbour_mm")
-    if "neighbour_mm" in fields and (not is_number(neighbour) or neighbour <= 0):
+    if "neighbour_mm" in fields and (not is_number(neighbour) or float(neighbour or 0) <= 0):
         raise refuse("neighbour_mm", "a distance in mm, positive")
     return Manifest(
         name=text("name", NAME, "letters, digits, dots, dashes and underscores"),
