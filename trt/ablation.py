@@ -29,10 +29,10 @@ from trt.contrast import invert, t1_like
 from trt.dataset import Case, DatasetError, make_split, read_folder, read_split
 from trt.lesions import Weighting, insert_lesions
 from trt.penn import Penn
-from trt.recipes import ADAMW, PENN, PLAIN_UNET
+from trt.recipes import ADAMW, LABELS, PENN, PLAIN_UNET, TrainConfig
 from trt.renditions import Mixture
 from trt.train import HELD_BACK
-from trt.trainer import LABELS, TrainConfig, fingerprint, prepare, train
+from trt.trainer import fingerprint, prepare, train
 from trt.validation import score
 
 ROWS: dict[str, TrainConfig] = {
@@ -45,7 +45,7 @@ ROWS: dict[str, TrainConfig] = {
     "acquired contrast only": replace(PENN, mixture=Mixture(t1_like=0.0, synthetic=0.0)),
     "no deep supervision": replace(PENN, network=replace(PENN.network, side_heads=0)),
     "no average of weights": replace(PENN, average=0.0),
-    "no settling": replace(PENN, settle=0.0),
+    "settling, 40% of the steps": replace(PENN, settle=0.4),
     "no skips (encoder and decoder only)": replace(PENN, network=replace(PENN.network, skips=False)),
     "half as wide": replace(PENN, network=replace(PENN.network, width=PENN.network.width // 2)),
     "half as wide again": replace(PENN, network=replace(PENN.network, width=PENN.network.width * 3 // 2)),

@@ -24,6 +24,7 @@ import typer
 from onnx.reference import ReferenceEvaluator
 from rich.console import Console
 
+from trt.checkpoint import load_checkpoint
 from trt.dataset import DatasetError, read_split, write_split
 from trt.manifest import (
     FIELDS,
@@ -37,7 +38,7 @@ from trt.manifest import (
     sha256,
 )
 from trt.penn import Penn
-from trt.trainer import NORMALISATION, TrainConfig, load_checkpoint
+from trt.recipes import NORMALISATION, TrainConfig
 
 OPSET = 18
 TOLERANCE = 1e-3  # of logits, which run to about ten
@@ -167,9 +168,14 @@ def describe(config: TrainConfig, steps: int) -> dict[str, str]:
         "sgd": "stochastic gradient descent, Nesterov momentum 0.95, polynomial decay",
         "adamw": "AdamW, cosine",
     }[config.optimiser]
-    return {
+    earlier = {"before": config.start} if config.start else {}
+    return earlier | {
         "steps": f"{steps} of {config.batch} patches; the first {config.pretrain:.0%} pre-training (restoring)",
-        "settling": f"the last {config.settle:.0%} of the steps show half as many series in other contrasts",
+        "settling": (
+            f"the last {config.settle:.0%} of the steps show half as many series in other contrasts"
+            if config.settle
+            else "none"
+        ),
         "patches": "drawn by label, all alike" if config.balanced else "drawn anywhere",
         "optimiser": f"{optimiser}; warm-up {config.warm_up} steps, rate {config.learning_rate:g}, gradients clipped",
         "loss": f"Dice and cross-entropy at {network.side_heads + 1} resolutions of the decoder",

@@ -42,7 +42,7 @@ from trt.manifest import (
 )
 from trt.patches import Array, normalise
 from trt.penn import Penn, PennConfig
-from trt.trainer import LABELS
+from trt.recipes import LABELS
 from trt.trials import Plan, Rendering
 
 KNOTS = 9  # of the curves that redraw intensities

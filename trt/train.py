@@ -22,21 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from trt.checkpoint import checkpoint_steps, lineage, load_checkpoint
 from trt.dataset import Case, DatasetError, Split, make_split, read_folder, read_split, write_split
 from trt.penn import PennConfig
-from trt.recipes import PLAIN_UNET, RATES
+from trt.recipes import LABELS, PLAIN_UNET, RATES, TrainConfig
 from trt.renditions import Mixture
-from trt.trainer import (
-    LABELS,
-    Diverged,
-    Run,
-    Step,
-    TrainConfig,
-    agreed,
-    checkpoint_steps,
-    prepare,
-    time_per_step,
-)
+from trt.trainer import Diverged, Run, Step, agreed, prepare, time_per_step
 from trt.watch import Watch
 
 HELD_BACK = 6  # patients
@@ -70,11 +61,17 @@ def main(
     patience: Annotated[int, typer.Option(min=0, help="Looks without a better one that end the run; 0: none.")] = 0,
     epoch: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = TrainConfig.epoch,
     batch: Annotated[int, typer.Option(min=1, help="Patches at each step, in every process.")] = TrainConfig.batch,
+    start: Annotated[
+        Path | None, typer.Option(help="Checkpoint of another run: its weights are what this one begins with.")
+    ] = None,
     optimiser: Annotated[Optimiser, typer.Option(help="sgd: Nesterov, polynomial decay.")] = Optimiser.SGD,
     learning_rate: Annotated[float | None, typer.Option(min=1e-6, help="One that suits it, if not given.")] = None,
     pretrain: Annotated[float, typer.Option(min=0, max=0.9, help="Share of steps.")] = TrainConfig.pretrain,
     settle: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of steps, at the end, with fewer other contrasts.")
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of steps, at the end, that show half as many series in other contrasts."
+        ),
     ] = TrainConfig.settle,
     balanced: Annotated[bool, typer.Option(help="Draw patches by label.")] = True,
     contrasts: Annotated[bool, typer.Option(help="Show other contrasts too.")] = True,
@@ -122,6 +119,10 @@ def main(
             }
             mixture = replace(PLAIN_UNET.mixture, lesions=lesions) if contrasts else config.mixture
             config = replace(PLAIN_UNET, network=network, mixture=mixture, **kept)
+        first = None
+        if start is not None:
+            first, earlier, done = load_checkpoint(start)
+            config = replace(config, start=lineage(earlier, done, start))
         cases = read_folder(data, len(label), names=label, pixels=pixels)
         people = read_split(split) if split else make_split({c.patient for c in cases}, held_back, split_seed)
         trained, watched = _divide(cases, people, watch)
@@ -137,7 +138,7 @@ def main(
                 begun = checkpoint.exists()
                 known = checkpoint_steps(checkpoint) if begun else 60 * minutes / time_per_step(trained, config, place)
                 config = replace(config, steps=max(1, int(agreed(known))))
-            run = Run(trained, config, place)
+            run = Run(trained, config, place, first)
             if checkpoint.exists():
                 run.restore(checkpoint)
         except DatasetError as error:

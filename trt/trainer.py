@@ -12,69 +12,27 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trt.augment import cut
+from trt.checkpoint import read_checkpoint
 from trt.dataset import Case, DatasetError
 from trt.losses import restored, spoil, supervised
-from trt.manifest import Normalisation
 from trt.patches import normalise
-from trt.penn import Penn, PennConfig
+from trt.penn import Penn
+from trt.recipes import NORMALISATION, TrainConfig
 from trt.renditions import Mixture, rendition
 from trt.sampler import Sampler
-from trt.sources import PIXELS
 
-NORMALISATION = Normalisation(low=0.5, high=99.5, clip=(0.0, 1.0))
-LABELS = ("vertebra", "spinal canal", "intervertebral disc", "neoplasm")
 REFRESH = 3  # epochs after which a case is shown in another rendition; a third of them changes at each
 
 PATCHES, RENDITIONS = 0, 1  # which of the streams of random numbers
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Each part of the method is a switch, so that what it brings can be measured."""
-
-    network: PennConfig = field(default_factory=PennConfig)
-    patch: int = 128  # pixels, both sides
-    batch: int = 8  # patches, in every process
-    steps: int = 7_000
-    epoch: int = 100  # steps between two checkpoints
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd: Nesterov momentum and polynomial decay, the "enhanced SGD"
-    learning_rate: float = 0.05
-    warm_up: int = 100  # steps
-    weight_decay: float = 1e-4
-    clip: float = 5.0  # largest norm of the gradients
-    average: float = 0.998  # decay of the moving average of the weights, which is what is kept; 0: none
-    balanced: bool = True  # patches drawn by label (PE), else anywhere
-    pretrain: float = 0.05  # share of the steps spent on restoring spoilt patches
-    settle: float = 0.4  # share of the steps, at the end, that show more series as they were acquired
-    mixture: Mixture = field(default_factory=Mixture)
-    seed: int = 0
-    bf16: bool = True  # convolutions in bfloat16; weights, losses and averages stay float32
-    labels: tuple[str, ...] = LABELS  # names of mask values 1, 2, ...
-    pixels: tuple[float, float] = PIXELS  # mm (y, x), of the slices that are trained on
-    neighbour_mm: float = 3.6  # across slices, from channel to channel, in use; training draws about it
-
-    def __post_init__(self) -> None:
-        if len(self.labels) != self.network.classes - 1:
-            raise ValueError(
-                f"{self.network.classes - 1} labels are to be told apart, but {len(self.labels)} are named"
-            )
-        if self.mixture.lesions and self.labels != LABELS:
-            raise ValueError(
-                f"lesions are drawn where the labels are {', '.join(LABELS)}; with others, give --lesions 0"
-            )
-        if (self.mixture.t1_like or self.mixture.synthetic) and self.labels[:3] != LABELS[:3]:
-            known = ", ".join(LABELS[:3])
-            raise ValueError(f"other contrasts are drawn where the labels begin {known}; else give --no-contrasts")
 
 
 class Diverged(RuntimeError):
@@ -93,14 +51,25 @@ class Step:
 
 
 class Run:
-    """One training run over normalised `cases`. `train` goes on from where `state` or `restore` left it."""
+    """One training run over normalised `cases`. `train` goes on from where `restore` left it.
 
-    def __init__(self, cases: Sequence[Case], config: TrainConfig, device: str = "cpu") -> None:
+    `start` gives the weights it begins with, which are drawn by the seed without. Raises `DatasetError` where they are
+    of another network than `config` asks for.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], config: TrainConfig, device: str = "cpu", start: Penn | None = None
+    ) -> None:
         torch.manual_seed(config.seed)
         torch.backends.cudnn.deterministic = True
         self.config, self.device, self.epoch = config, torch.device(device), 0
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        penn = Penn(config.network).to(self.device, memory_format=torch.channels_last)
+        penn = Penn(config.network)
+        if start is not None:
+            if start.config != config.network:
+                raise DatasetError(f"the weights to start with are of {start.config}, asked for is {config.network}")
+            penn.load_state_dict(start.state_dict())
+        penn = penn.to(self.device, memory_format=torch.channels_last)
         head = nn.Conv2d(config.network.width, config.network.channels, 1).to(self.device)
         self.parts = nn.ModuleDict({"penn": penn, "restore": head})
         self.average: Penn = copy.deepcopy(penn).eval()
@@ -122,7 +91,7 @@ class Run:
         return min(round(self.epochs * self.config.pretrain), self.epochs - 1)
 
     def mixture(self, epoch: int) -> Mixture:
-        """What renditions are drawn from that begin with `epoch`: contrasts are learnt first, people's borders last."""
+        """What renditions are drawn from that begin with `epoch`; while a run settles, fewer are in other contrasts."""
         settling = epoch >= round(self.epochs * (1 - self.config.settle))
         return self.config.mixture.settled if settling else self.config.mixture
 
@@ -221,7 +190,7 @@ class Run:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises `DatasetError` when it is of another run: other settings or other data."""
-        document = _load(path)
+        document = read_checkpoint(path)
         mine = {"config": asdict(self.config), "data": fingerprint(self._cases), "processes": self.world}
         for what, named in (("config", "settings"), ("data", "data"), ("processes", "numbers of processes")):
             if document[what] != mine[what]:
@@ -270,45 +239,6 @@ def agreed(value: Any) -> Any:
     values = [value]
     torch.distributed.broadcast_object_list(values)
     return values[0]
-
-
-KEPT = frozenset({"config", "data", "processes", "epoch", "scores", "weights", "parts", "optimiser"})
-
-
-# What torch's reader meets in a damaged file, it raises.
-DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, UnpicklingError)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        raise DatasetError(f"{path}: cannot be read as a checkpoint: {error}") from error
-    if not isinstance(document, dict) or not set(document) >= KEPT:
-        raise DatasetError(f"{path}: is no checkpoint of trt.train, or one of another version")
-    return document
-
-
-def load_checkpoint(path: Path) -> tuple[Penn, TrainConfig, int]:
-    """The network in evaluation mode, its configuration and the number of steps it was trained for.
-
-    Raises `DatasetError` for a file that is no checkpoint, and for one that pre-training has not been through with.
-    """
-    document = _load(path)
-    fields = dict(document["config"])
-    parts = {"network": PennConfig(**fields["network"]), "mixture": Mixture(**fields["mixture"])}
-    config = TrainConfig(**{**fields, **parts})
-    epochs, epoch = -(-config.steps // config.epoch), int(document["epoch"])
-    if epoch <= min(round(epochs * config.pretrain), epochs - 1):
-        raise DatasetError(f"{path}: has not learnt any labels yet; let the run go on")
-    network = Penn(config.network)
-    network.load_state_dict(document["weights"])
-    return network.eval(), config, min(epoch * config.epoch, config.steps)
-
-
-def checkpoint_steps(path: Path) -> int:
-    """Steps that the run of a checkpoint takes in all."""
-    return int(_load(path)["config"]["steps"])
 
 
 def time_per_step(cases: Sequence[Case], config: TrainConfig, device: str, steps: int = 20) -> float:

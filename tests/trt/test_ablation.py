@@ -22,7 +22,7 @@ from trt import ablation
 from trt.ablation import COLUMNS, markdown, table
 from trt.dataset import Split, write_split
 from trt.penn import Penn, PennConfig
-from trt.trainer import TrainConfig
+from trt.recipes import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 FIGURES = dict.fromkeys(COLUMNS, 0.5) | {"simulated tumour": math.nan}

@@ -13,9 +13,10 @@ from trt.dataset import IGNORED, Case, DatasetError
 from trt.geometry import slice_step
 from trt.lesions import TUMOUR
 from trt.phantom import spine_phantom
+from trt.recipes import NORMALISATION
 from trt.renditions import Mixture, rendition
 from trt.sampler import NEIGHBOURS_MM, Place, Sampler
-from trt.trainer import NORMALISATION, prepare
+from trt.trainer import prepare
 
 
 @pytest.fixture(scope="module")

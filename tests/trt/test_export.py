@@ -13,12 +13,14 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from trt import export as exporting
+from trt.checkpoint import load_checkpoint
 from trt.dataset import Case, DatasetError, Split, write_split
 from trt.export import gather_facts
 from trt.manifest import OPTIONAL, ManifestError, load, models_dir
 from trt.penn import Penn, PennConfig
+from trt.recipes import LABELS, TrainConfig
 from trt.renditions import Mixture
-from trt.trainer import LABELS, Run, TrainConfig, load_checkpoint
+from trt.trainer import Run
 
 FACTS = models_dir() / "penn-spine" / "facts.json"
 GIVEN = {

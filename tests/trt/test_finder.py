@@ -27,7 +27,7 @@ from trt.manifest import ManifestError, load, models_dir
 from trt.patches import Array
 from trt.penn import Penn, PennConfig
 from trt.phantom import spine_phantom
-from trt.trainer import LABELS, TrainConfig
+from trt.recipes import LABELS, TrainConfig
 
 MODEL = models_dir() / "penn-spine"
 TINY = FinderConfig(network=PennConfig(channels=1, classes=2, width=4, levels=3), side=48, batch=8, steps=40)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from trt import export as exporting
 from trt import train as training
+from trt.checkpoint import lineage, load_checkpoint
 from trt.dataset import IGNORED, Case, DatasetError, Split, read_split, write_split
 from trt.engine import open_engine
 from trt.export import gather_facts, write_model
@@ -25,9 +26,9 @@ from trt.losses import SPOILT, dice_and_cross_entropy, restored, spoil, supervis
 from trt.manifest import load
 from trt.penn import Penn, PennConfig
 from trt.phantom import spine_phantom
-from trt.recipes import PLAIN_UNET
+from trt.recipes import LABELS, PLAIN_UNET, TrainConfig
 from trt.renditions import Mixture
-from trt.trainer import LABELS, Run, TrainConfig, load_checkpoint, prepare, train
+from trt.trainer import Run, prepare, train
 from trt.validation import score, segment_slices
 from trt.watch import Watch
 
@@ -99,7 +100,7 @@ def test_equal_seeds_train_equal_networks_and_others_others(cases: tuple[Case, .
 def test_a_run_goes_on_where_its_checkpoint_left_it(cases: tuple[Case, ...], tmp_path: Path, optimiser: str) -> None:
     """Both sides of the end of pre-training are met, and a rendition begun before the settling is shown into it."""
     config = replace(TINY, steps=10, epoch=2, pretrain=0.4, optimiser=optimiser, learning_rate=1e-2)
-    config = replace(config, mixture=Mixture(0.5, 0.5, 0.3))
+    config = replace(config, mixture=Mixture(0.5, 0.5, 0.3), settle=0.4)
     whole = train(cases, config).state_dict()
     for _ in range(5):  # every epoch in a run of its own
         run = Run(cases, config)
@@ -142,7 +143,39 @@ def test_other_contrasts_are_rarer_at_the_end(cases: tuple[Case, ...]) -> None:
     run = Run(cases, replace(TINY, steps=100, epoch=10, settle=0.4, mixture=Mixture(0.4, 0.2, 0.5)))
     assert [run.mixture(epoch) for epoch in range(-2, 6)] == [Mixture(0.4, 0.2, 0.5)] * 8
     assert [run.mixture(epoch) for epoch in range(6, 10)] == [Mixture(0.2, 0.1, 0.5)] * 4
-    assert Run(cases, replace(TINY, settle=0.0)).mixture(2) == TINY.mixture
+    assert Run(cases, TINY).mixture(2) == TINY.mixture
+
+
+def test_a_run_begins_with_the_weights_of_another_and_says_so(app: Typer, tmp_path: Path) -> None:
+    write_phantoms(tmp_path)
+    base = ["train", "--data", str(tmp_path), "--held-back", "1", "--steps", "2", "--epoch", "1", "--batch", "2"]
+    base += ["--device", "cpu", "--pretrain", "0"]
+    first, second = tmp_path / "first" / "checkpoint.pt", tmp_path / "second" / "checkpoint.pt"
+    for words in (
+        ["--out", str(first.parent), "--width", "2", "--seed", "7"],
+        ["--out", str(second.parent), "--width", "2", "--start", str(first), "--learning-rate", "1e-6"],
+        ["--out", str(second.parent), "--width", "2", "--start", str(first), "--learning-rate", "1e-6"],  # goes on
+    ):
+        run = CliRunner().invoke(app, [*base, *words], catch_exceptions=False)
+        assert run.exit_code == 0, run.output
+    assert "2 of them done" in run.output
+    before, after = (load_checkpoint(path)[0].state_dict() for path in (first, second))
+    drawn = Penn(PennConfig(classes=5, width=2, side_heads=2)).state_dict()
+    for name, value in before.items():
+        if name.endswith("weight") and value.ndim == 4:
+            assert torch.allclose(value, after[name], atol=1e-4)
+            assert not torch.allclose(value, drawn[name], atol=1e-4)
+    config = load_checkpoint(second)[1]
+    assert config.start.startswith("2 steps of 2 patches with seed 7,")
+    assert exporting.describe(config, 2)["before"] == config.start
+    third = replace(config, steps=1)
+    assert lineage(third, 1, second).startswith(f"{config.start}; then 1 steps of 2 patches with seed 0,")
+    run = CliRunner().invoke(app, [*base, "--out", str(tmp_path / "x"), "--width", "4", "--start", str(first)])
+    assert run.exit_code == 2
+    assert "the weights to start with are of" in " ".join(run.output.replace("│", " ").split())
+    run = CliRunner().invoke(app, [*base, "--out", str(tmp_path / "x"), "--start", str(tmp_path / "p0.npz")])
+    assert run.exit_code == 2
+    assert "cannot be read as a checkpoint" in " ".join(run.output.replace("│", " ").split())
 
 
 def write_phantoms(folder: Path, count: int = 4) -> None:
