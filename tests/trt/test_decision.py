@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trt.decision import crumbs, decide
+from trt.decision import crumbs, decide, likeliest
 from trt.labels import Label
 from trt.manifest import ManifestError, load, parse
 
@@ -54,6 +54,27 @@ def test_without_a_least_volume_it_is_the_likeliest_label_and_with_one_only_that
     assert not crumbs(found == 2, least, 0.5).any()
     for z, given_logits in slices:
         np.testing.assert_array_equal(given_logits, logits[:, z])  # left as they were
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), classes=st.integers(1, 7))
+def test_the_likeliest_is_the_first_of_the_highest(seed: int, classes: int) -> None:
+    logits = np.random.default_rng(seed).integers(-2, 3, (classes, 9, 8)).astype(np.float32)
+    np.testing.assert_array_equal(likeliest(logits), logits.argmax(axis=0))
+
+
+def test_the_likeliest_of_many_classes() -> None:
+    logits = np.eye(256, dtype=np.float32).reshape(256, 16, 16) - 1
+    np.testing.assert_array_equal(likeliest(logits).ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 6, 7)])
+def test_parts_at_the_border_are_judged_and_nothing_has_no_parts(shape: tuple[int, int, int]) -> None:
+    inside = np.zeros(shape, bool)
+    assert not crumbs(inside, 1.0, 1.0).any()
+    inside[-1, -1, -1] = inside[0, 0, 0] = True
+    np.testing.assert_array_equal(crumbs(inside, 1.5, 1.0), inside)
+    assert not crumbs(inside, 1.0, 1.0).any()
 
 
 def test_parts_touch_by_corners_and_across_slices() -> None:
