@@ -108,6 +108,7 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": "NO",  # several workers on one host would pin themselves to the same cores
         }
         self._manifest, self._version, self._threads = manifest, openvino.get_version(), threads
+        self._tensor = openvino.Tensor
         self._shape = (batch, manifest.channels, *manifest.patch)
         self._answer = (batch, manifest.classes, *manifest.patch)
         try:
@@ -131,15 +132,15 @@ class OpenVinoEngine:
         if patches.ndim != 4 or patches.shape[1:] != self._shape[1:] or patches.dtype != np.float32:
             raise ValueError(f"patches must be (N, {self._shape[1:]}) float32, not {patches.shape} {patches.dtype}")
         batch = self._shape[0]
-        logits = np.empty((len(patches), *self._answer[1:]), np.float32)
-        for first in range(0, len(patches), batch):
+        logits = np.empty((-(-len(patches) // batch) * batch, *self._answer[1:]), np.float32)
+        for first in range(0, len(logits), batch):
             part = patches[first : first + batch]
-            real = len(part)
-            if real < batch:
-                part = np.concatenate((part, np.broadcast_to(part[-1:], (batch - real, *part.shape[1:]))))
-            self._request.infer([np.ascontiguousarray(part)], share_inputs=True)
-            logits[first : first + real] = self._request.get_output_tensor().data[:real]
-        return logits
+            if len(part) < batch:
+                part = np.concatenate((part, np.broadcast_to(part[-1:], (batch - len(part), *part.shape[1:]))))
+            # Shared: the network reads and writes these very arrays, and no batch is copied in or out.
+            self._request.set_output_tensor(self._tensor(logits[first : first + batch], shared_memory=True))
+            self._request.infer([np.ascontiguousarray(part)], share_inputs=True, share_outputs=True)
+        return logits[: len(patches)]
 
     def describe(self) -> dict[str, str]:
         """What runs; see `Engine`."""

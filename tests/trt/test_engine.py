@@ -49,6 +49,25 @@ def test_a_result_stays_when_the_engine_runs_again(engine: Engine, patches: np.n
     np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.parametrize("count", [3, 4, 7])
+def test_results_and_patches_share_no_memory_with_what_comes_after(
+    engine: Engine, patches: np.ndarray, count: int
+) -> None:
+    given = np.resize(patches, (count, *patches.shape[1:]))
+    first = engine(given)
+    kept = first.copy()
+    given[:] = 0
+    second = engine(given)
+    assert not np.shares_memory(first, second)
+    first[:] = np.nan
+    np.testing.assert_array_equal(engine(np.resize(patches, given.shape)), kept)
+    np.testing.assert_array_equal(engine(given), second)
+
+
+def test_patches_that_are_not_contiguous_are_taken(engine: Engine, patches: np.ndarray) -> None:
+    np.testing.assert_array_equal(engine(patches[::-1, ::-1]), engine(patches[::-1, ::-1].copy()))
+
+
 def test_no_patches_give_no_logits(engine: Engine) -> None:
     assert engine(np.empty((0, 3, 128, 128), np.float32)).shape == (0, load().classes, 128, 128)
 
