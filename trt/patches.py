@@ -1,8 +1,9 @@
 """From a volume to patches and back: places, gather, blend. numpy only; the network is a callable.
 
 The law that holds it together: where the callable returns the centre channel of its patches, the result equals the
-volume bit for bit, whatever the shape, the overlap or the batch. Sums run in float64, so that their rounding stays far
-below half a unit in the last place of the float32 that comes out.
+volume bit for bit, whatever the shape, the overlap or the batch. A pixel holds the weighted mean of the patches seen so
+far, and the next one moves it by its share of the weights times the difference. Of equal values that is nothing, so
+float32 suffices, and there is nothing left to divide by when a slice is done.
 
 A region tells where to run at all (`trt.extraction` finds it). Patches are put about what it holds and nothing else, so
 that the cost follows the anatomy and not the field of view; a region of everything gives the full grid.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -153,10 +154,13 @@ def predict_slices(
 ) -> Iterator[tuple[int, Array]]:
     """Yield (z, blended logits (K, Y, X) float32) for every slice in order; only the slices under way are held.
 
+    Under way are the slices that the patches of one call come from, each in 4 (K + 1) bytes per pixel. What is held
+    beside the volume, but for the places, does not grow with the number of slices. What is yielded is the caller's.
+
     `volume` is (Z, Y, X) float32, already normalised. A patch's channels are the slices about it, each `step` from the
     next (`trt.geometry.slice_step`), the outermost slice repeated beyond the ends. `predict` sees `batch` patches at
     each call, the last call filled up with repeats; it may keep or return its argument. Slices smaller than a patch are
-    padded with their edge pixels, and the padding is cut off again.
+    padded with their edge pixels, in a copy of the volume, and the padding is cut off again.
 
     With a `region` only the patches that cover it run, and all voxels outside it are background: `BACKGROUND` for class
     0, 0 for the others. One patch runs even where it is empty: the network alone knows its number of classes.
@@ -221,50 +225,61 @@ def _slices(
     grids = _grids(np.broadcast_to(np.True_, volume.shape) if region is None else region, patch, overlap)
     if not any(grids):
         grids[0] = [(0, 0)]
-    chosen = np.array([(z, y, x) for z, grid in enumerate(grids) for y, x in grid], dtype=np.intp)  # (patches, 3)
     ends = np.cumsum([len(grid) for grid in grids])  # patches up to and with each slice
+    chosen = ((z, y, x) for z, grid in enumerate(grids) for y, x in grid)
     windows = sliding_window_view(padded, patch, axis=(1, 2))  # (Z, rows, columns, H, W)
-    weight = np.multiply.outer(bell(patch[0]), bell(patch[1]))  # (H, W)
+    weight = np.multiply.outer(bell(patch[0]), bell(patch[1])).astype(np.float32)  # (H, W)
 
-    underway: dict[int, NDArray[np.float64]] = {}
-    weighted, total, classes, ready = np.empty(0), np.empty(0), 0, 0
-    for first in range(0, len(chosen), batch):
-        real = min(batch, len(chosen) - first)
-        now = chosen[np.minimum(np.arange(first, first + batch), len(chosen) - 1)]  # (N, 3)
-        slices = np.clip(now[:, :1] + offsets, 0, depth - 1)  # (N, C)
-        logits = predict(windows[slices, now[:, 1:2], now[:, 2:]])  # (N, K, H, W)
+    underway: dict[int, tuple[Array, Array]] = {}  # by z: means (K, Y, X) and the weights they are of (Y, X)
+    classes, done, ready = 0, 0, 0
+    while now := list(islice(chosen, batch)):
+        places = np.array(now + now[-1:] * (batch - len(now)), dtype=np.intp)  # (N, 3)
+        slices = np.clip(places[:, :1] + offsets, 0, depth - 1)  # (N, C)
+        logits = predict(windows[slices, places[:, 1:2], places[:, 2:]])  # (N, K, H, W)
         _check(logits, batch, patch, classes)
         classes = logits.shape[1]
-        if weighted.shape != logits.shape[1:]:
-            weighted = np.empty(logits.shape[1:])  # (K, H, W), written over for every patch
-        for (z, y, x), patch_logits in zip(now[:real].tolist(), logits[:real], strict=True):
-            if z not in underway:
-                underway[z] = np.zeros((classes, *padded.shape[1:]))  # (K, Y, X)
-            np.multiply(patch_logits, weight, out=weighted)
-            underway[z][:, y : y + patch[0], x : x + patch[1]] += weighted
-        done = first + real
+        for z in {z for z, _, _ in now} - underway.keys():
+            underway[z] = np.zeros((classes, *padded.shape[1:]), np.float32), np.zeros(padded.shape[1:], np.float32)
+        _blend(underway, now, logits, weight)
+        done += len(now)
         if progress is not None:
-            progress(done, len(chosen))
+            progress(done, int(ends[-1]))
         while ready < depth and ends[ready] <= done:
-            z, ready = ready, ready + 1
-            if z == 0 or grids[z] != grids[z - 1]:
-                total = _total(grids[z], weight, padded.shape[1:])
-            blended = underway.pop(z) if grids[z] else np.zeros((classes, *padded.shape[1:]))
-            blended /= total
-            found = blended[:, top : top + height, left : left + width].astype(np.float32)
+            if grids[ready]:
+                found = underway.pop(ready)[0][:, top : top + height, left : left + width]
+            else:
+                found = np.zeros((classes, height, width), np.float32)
             if region is not None:
-                found[:, ~region[z]] = 0
-                found[0, ~region[z]] = BACKGROUND
-            yield z, found
+                np.copyto(found, _background(classes), where=~region[ready])
+            yield ready, found
+            ready += 1
 
 
-def _total(grid: list[tuple[int, int]], weight: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """The weights that add up in each pixel of a slice (Y, X); 1 where there is no patch."""
-    total = np.zeros(shape)
-    for y, x in grid:
-        total[y : y + weight.shape[0], x : x + weight.shape[1]] += weight
-    total[total == 0] = 1
-    return total
+def _blend(
+    slices: dict[int, tuple[Array, Array]], places: list[tuple[int, int, int]], logits: Array, weight: Array
+) -> None:
+    """Take patches (N, K, H, W) into the means and weights of their `slices` at `places` (z, y, x), one by one.
+
+    The first patch of a pixel has all the weight there is, a share of exactly 1, and is taken as it is. Raises
+    `NonFiniteOutput` where two patches are further apart than float32 reaches.
+    """
+    height, width = weight.shape
+    share, moved = np.empty_like(weight), np.empty(logits.shape[1:], np.float32)
+    for (z, y, x), patch in zip(places, logits, strict=False):  # the repeats that fill a batch up have no place
+        mean = slices[z][0][:, y : y + height, x : x + width]
+        total = slices[z][1][y : y + height, x : x + width]
+        try:
+            with np.errstate(over="raise"):
+                np.divide(weight, np.add(total, weight, out=total), out=share)
+                np.subtract(patch, mean, out=moved)
+                np.add(mean, np.multiply(moved, share, out=moved), out=mean)
+        except FloatingPointError as error:
+            raise NonFiniteOutput("logits too far apart for float32; try precision f32, then another model") from error
+
+
+def _background(classes: int) -> Array:
+    """Logits (K, 1, 1) of what lies outside a region."""
+    return np.array([BACKGROUND] + [0] * (classes - 1), np.float32)[:, None, None]
 
 
 def _pad(volume: Array, patch: tuple[int, int]) -> tuple[Array, tuple[int, int]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from trt.patches import (
     BACKGROUND,
     Array,
     NonFiniteOutput,
+    bell,
     count_patches,
     cover,
     normalise,
@@ -226,6 +229,80 @@ def test_the_batch_size_changes_nothing() -> None:
     results = [predict_volume(volume, predict, patch=(16, 12), channels=3, batch=batch) for batch in (1, 5, 64)]
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+@settled
+@given(shapes, sides, st.sampled_from([0.0, 0.25, 0.5, 0.61, 0.75]), st.integers(1, 9))
+def test_a_pixel_is_the_mean_of_its_patches_by_weight(
+    shape: tuple[int, int, int], patch: tuple[int, int], overlap: float, batch: int
+) -> None:
+    volume = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    shape = shape[0], max(shape[1], patch[0]), max(shape[2], patch[1])
+    volume = np.resize(volume, shape)
+    answers: list[Array] = []
+
+    def predict(patches: Array) -> Array:
+        """Two classes that differ from patch to patch."""
+        answers.append(np.concatenate([patches * len(answers), patches + 100], axis=1))
+        return answers[-1]
+
+    logits = predict_volume(volume, predict, patch=patch, channels=1, overlap=overlap, batch=batch)
+    weight = np.multiply.outer(bell(patch[0]), bell(patch[1]))
+    summed, total = np.zeros((2, *shape)), np.zeros(shape)
+    grid = [(y, x) for y in starts(shape[1], patch[0], overlap) for x in starts(shape[2], patch[1], overlap)]
+    chosen = [(z, y, x) for z in range(shape[0]) for y, x in grid]
+    for (z, y, x), answer in zip(chosen, np.concatenate(answers), strict=False):
+        summed[:, z, y : y + patch[0], x : x + patch[1]] += weight * answer
+        total[z, y : y + patch[0], x : x + patch[1]] += weight
+    wanted = summed / total
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+def test_what_is_yielded_is_the_callers() -> None:
+    volume = np.random.default_rng(5).normal(size=(6, 21, 18)).astype(np.float32)
+    kept = []
+    for z, logits in predict_slices(volume, centre, patch=(16, 16), channels=3, batch=7):
+        np.testing.assert_array_equal(logits[0], volume[z])
+        logits *= 2
+        kept.append(logits)
+    np.testing.assert_array_equal(np.concatenate(kept), volume * 2)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+@pytest.mark.parametrize("batch", [1, 8, 40])
+def test_what_is_held_does_not_grow_with_the_series(overlap: float, batch: int) -> None:
+    patch, plane, channels, classes = (64, 64), (256, 192), 3, 5
+    per_slice = count_patches((1, *plane), patch, overlap)
+
+    def predict(patches: Array) -> Array:
+        return np.repeat(centre(patches), classes, axis=1)
+
+    def peak(depth: int) -> int:
+        volume = np.broadcast_to(np.float32(1), (depth, *plane))  # takes no memory itself
+        tracemalloc.start()
+        for _ in predict_slices(volume, predict, patch=patch, channels=channels, overlap=overlap, batch=batch):
+            pass
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    slices = -(-(batch - 1) // per_slice) + 2  # that a batch meets, the one it began, and the one yielded last
+    patches = batch * (channels + 2 * classes) + 2 * classes  # in, out, the batch before, one being blended
+    budget = 4 * slices * (classes + 1) * plane[0] * plane[1] + 4 * patches * patch[0] * patch[1] + 2**18
+    assert peak(100) <= budget
+    assert peak(100) <= peak(20) + 2**15
+
+
+def test_logits_that_float32_cannot_blend_are_refused() -> None:
+    calls = 0
+
+    def predict(patches: Array) -> Array:
+        nonlocal calls
+        calls += 1
+        return np.full_like(centre(patches), 3e38 * (-1) ** calls)
+
+    with pytest.raises(NonFiniteOutput, match="too far apart"):
+        predict_volume(np.zeros((1, 12, 8), np.float32), predict, patch=(8, 8), channels=1, batch=1)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
