@@ -1,0 +1,261 @@
+"""Ways to segment a series with one network, for `tests.bench_patches`: ours, other libraries', and other runtimes'.
+
+Each is opened for a setting and a shape, and is then called with a normalised volume (Z, Y, X) float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trt.decision import decide
+from trt.engine import EngineError, Precision, open_engine
+from trt.extraction import finder_model, select
+from trt.manifest import Manifest
+from trt.patches import Array, Predict, bell, count_patches, predict_slices, starts
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, int, int]
+Mask = NDArray[np.uint8]
+Run = Callable[[Array], Mask | None]
+
+STRIDE = 32  # whole slices are padded to its multiples; more levels than a network has do no harm
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders share; `overlap` and `batch` where they have patches."""
+
+    manifest: Manifest
+    overlap: float
+    batch: int
+    threads: int
+    precision: Precision = "f32"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`open` raises `EngineError` where this machine cannot run it."""
+
+    name: str
+    precision: Precision
+    open: Callable[[Setting, Shape], AbstractContextManager[Run]]
+
+
+def patchwise(setting: Setting, predict: Predict, finder: Predict | None = None) -> Run:
+    """Our pipeline about any network; with a finder, only where that sees the spine."""
+    manifest = setting.manifest
+
+    def run(volume: Array) -> Mask:
+        extraction = "all" if finder is None else "spine"
+        slices = predict_slices(
+            volume,
+            predict,
+            patch=manifest.patch,
+            channels=manifest.channels,
+            overlap=setting.overlap,
+            batch=setting.batch,
+            region=select(volume, manifest, extraction, finder, batch=setting.batch).region,
+        )
+        return decide(slices, volume.shape, manifest.labels, 1.0)
+
+    return run
+
+
+@contextmanager
+def network(setting: Setting, shape: Shape) -> Iterator[Run]:
+    """The network alone: as many patches as the series has, one batch again and again."""
+    batches = -(-count_patches(shape, setting.manifest.patch, setting.overlap) // setting.batch)
+    with open_engine(
+        setting.manifest, threads=setting.threads, batch=setting.batch, precision=setting.precision
+    ) as engine:
+        patches = np.random.default_rng(0).random(
+            (setting.batch, setting.manifest.channels, *setting.manifest.patch), np.float32
+        )
+
+        def run(volume: Array) -> None:
+            for _ in range(batches):
+                engine(patches)
+
+        yield run
+
+
+@contextmanager
+def ours(setting: Setting, shape: Shape) -> Iterator[Run]:
+    """What serves, run everywhere."""
+    with open_engine(
+        setting.manifest, threads=setting.threads, batch=setting.batch, precision=setting.precision
+    ) as engine:
+        yield patchwise(setting, engine)
+
+
+@contextmanager
+def spine_only(setting: Setting, shape: Shape) -> Iterator[Run]:
+    """What serves, as it serves: where the finder sees the spine."""
+    if setting.manifest.finder is None:
+        raise EngineError(f"{setting.manifest.name} has no finder")
+    with ExitStack() as stack:
+        engine, finder = (
+            stack.enter_context(
+                open_engine(model, threads=setting.threads, batch=setting.batch, precision=setting.precision)
+            )
+            for model in (setting.manifest, finder_model(setting.manifest))
+        )
+        yield patchwise(setting, engine, finder)
+
+
+@contextmanager
+def whole_slices(setting: Setting, shape: Shape) -> Iterator[Run]:
+    """No patches: one slice at a time."""
+    plane = -(-shape[1] // STRIDE) * STRIDE, -(-shape[2] // STRIDE) * STRIDE
+    lacking = (0, 0), (0, plane[0] - shape[1]), (0, plane[1] - shape[2])
+    manifest = replace(setting.manifest, patch=plane)
+    with open_engine(manifest, threads=setting.threads, batch=1, precision=setting.precision) as engine:
+
+        def run(volume: Array) -> Mask:
+            found = (
+                (z, engine(np.pad(volume[near], lacking, mode="edge")[None])[0, :, : shape[1], : shape[2]])
+                for z, near in enumerate(neighbours(volume, manifest))
+            )
+            return decide(found, volume.shape, manifest.labels, 1.0)
+
+        yield run
+
+
+def neighbours(volume: Array, manifest: Manifest) -> NDArray[np.intp]:
+    """The slices (Z, C) that are the channels of each slice."""
+    offsets = np.arange(manifest.channels) - manifest.channels // 2
+    return np.asarray(np.clip(np.arange(len(volume))[:, None] + offsets, 0, len(volume) - 1))
+
+
+def torch_network(setting: Setting) -> torch.nn.Module:
+    """The network in torch at the precision of the setting, channels last at bf16.
+
+    Raises `EngineError` when it does not calculate what OpenVINO does.
+    """
+    import torch
+
+    from tests.torch_network import TorchNetwork
+
+    torch.set_num_threads(setting.threads)
+    rebuilt = TorchNetwork(setting.manifest.path)
+    patch = np.random.default_rng(0).random((1, setting.manifest.channels, *setting.manifest.patch), np.float32)
+    with open_engine(setting.manifest, threads=setting.threads, batch=1) as engine:
+        apart = float(np.abs(rebuilt(torch.from_numpy(patch)).numpy() - engine(patch)).max())
+    if apart > 1e-3:
+        raise EngineError(f"the network rebuilt in torch is {apart:.4f} off OpenVINO's logits")
+    if setting.precision == "bf16":
+        rebuilt = rebuilt.to(torch.bfloat16, memory_format=torch.channels_last)
+    return rebuilt
+
+
+@contextmanager
+def monai(setting: Setting, shape: Shape) -> Iterator[Run]:
+    """MONAI's sliding window over slices, batch by batch of them, with its Gaussian weights."""
+    import torch
+    from monai.inferers.utils import sliding_window_inference
+
+    rebuilt = torch_network(setting)
+    layout = torch.channels_last if setting.precision == "bf16" else torch.contiguous_format
+
+    def predict(patches: torch.Tensor) -> torch.Tensor:
+        return rebuilt(patches.to(next(rebuilt.parameters()).dtype, memory_format=layout))
+
+    def run(volume: Array) -> Mask:
+        near = neighbours(volume, setting.manifest)
+        found = np.empty(volume.shape, np.uint8)
+        with torch.inference_mode():
+            for first in range(0, len(volume), setting.batch):
+                part = slice(first, first + setting.batch)
+                logits = sliding_window_inference(
+                    torch.from_numpy(volume[near[part]]),
+                    setting.manifest.patch,
+                    setting.batch,
+                    predict,
+                    overlap=setting.overlap,
+                    mode="gaussian",
+                )
+                found[part] = logits.argmax(1).to(torch.uint8).numpy()
+        return found
+
+    yield run
+
+
+@contextmanager
+def one_by_one(setting: Setting, shape: Shape) -> Iterator[Run]:
+    """One patch at a time into logits of the whole volume, as nnU-Net does, without its mirroring."""
+    import torch
+
+    rebuilt = torch_network(setting)
+    patch, overlap = setting.manifest.patch, setting.overlap
+    weight = torch.from_numpy(np.multiply.outer(bell(patch[0]), bell(patch[1])).astype(np.float32))
+
+    def run(volume: Array) -> Mask:
+        image = torch.from_numpy(volume)
+        logits, total = torch.zeros(setting.manifest.classes, *volume.shape), torch.zeros(volume.shape[1:])
+        places = [(y, x) for y in starts(shape[1], patch[0], overlap) for x in starts(shape[2], patch[1], overlap)]
+        with torch.inference_mode():
+            for y, x in places:
+                total[y : y + patch[0], x : x + patch[1]] += weight
+            for z, near in enumerate(neighbours(volume, setting.manifest)):
+                for y, x in places:
+                    window = slice(y, y + patch[0]), slice(x, x + patch[1])
+                    logits[:, z, *window] += rebuilt(image[near][None, :, *window])[0] * weight
+            logits /= total
+            return logits.argmax(0).to(torch.uint8).numpy()
+
+    yield run
+
+
+@contextmanager
+def compiled(setting: Setting, shape: Shape) -> Iterator[Run]:
+    """Our pipeline about torch.compile, which needs a C++ compiler."""
+    import torch
+
+    rebuilt = torch.compile(torch_network(setting), dynamic=False)
+
+    def predict(patches: Array) -> Array:
+        with torch.inference_mode():
+            return rebuilt(torch.from_numpy(patches)).numpy()
+
+    try:
+        predict(np.zeros((setting.batch, setting.manifest.channels, *setting.manifest.patch), np.float32))
+    except RuntimeError as error:
+        raise EngineError(f"torch.compile does not work here: {error}") from error
+    yield patchwise(setting, predict)
+
+
+@contextmanager
+def onnx_runtime(setting: Setting, shape: Shape) -> Iterator[Run]:
+    """Our pipeline about ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = setting.threads
+    session = onnxruntime.InferenceSession(setting.manifest.path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    yield patchwise(setting, lambda patches: session.run(None, {name: patches})[0])
+
+
+CONTENDERS = (
+    Contender("network alone", "f32", network),
+    Contender("ours", "f32", ours),
+    Contender("ours, spine only", "f32", spine_only),
+    Contender("whole slices, OpenVINO", "f32", whole_slices),
+    Contender("MONAI, torch", "f32", monai),
+    Contender("one patch at a time, torch", "f32", one_by_one),
+    Contender("torch.compile", "f32", compiled),
+    Contender("ONNX Runtime", "f32", onnx_runtime),
+    Contender("network alone", "bf16", network),
+    Contender("ours", "bf16", ours),
+    Contender("ours, spine only", "bf16", spine_only),
+    Contender("whole slices, OpenVINO", "bf16", whole_slices),
+    Contender("MONAI, torch channels_last", "bf16", monai),
+)

@@ -1,0 +1,72 @@
+"""The comparison compares like with like: every contender segments, and those with our patches agree with us."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from tests.bench_patches import OURS, series
+from tests.contenders import CONTENDERS, Contender, Setting
+from tests.torch_network import TorchNetwork
+from trt.engine import EngineError, open_engine
+from trt.manifest import load
+
+SETTING = Setting(load(), overlap=0.25, batch=2, threads=2)
+SHAPE = (2, 176, 144)
+QUICK = [c for c in CONTENDERS if c.name != "torch.compile"]  # which takes a minute
+
+
+@pytest.mark.parametrize("contender", QUICK, ids=lambda c: f"{c.name} {c.precision}")
+def test_contenders_agree(contender: Contender) -> None:
+    volume = series(SHAPE, SETTING)
+    with next(c for c in CONTENDERS if c.name == OURS).open(SETTING, SHAPE) as run:
+        wanted = run(volume)
+    assert wanted is not None
+    assert len(np.unique(wanted)) > 3
+    try:
+        with contender.open(dataclasses.replace(SETTING, precision=contender.precision), SHAPE) as run:
+            found = run(volume)
+    except EngineError as error:
+        assert "bf16" in str(error)  # noqa: PT017  # a CPU without bf16 must say so
+        return
+    if found is not None:
+        assert found.shape == SHAPE
+        assert found.dtype == np.uint8
+        assert (found == wanted).mean() > 0.97
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_network_in_torch_is_the_one_that_serves(batch: int) -> None:
+    manifest = load()
+    patches = np.random.default_rng(0).random((batch, manifest.channels, *manifest.patch), np.float32)
+    with open_engine(manifest, batch=batch) as engine, torch.inference_mode():
+        np.testing.assert_allclose(TorchNetwork(manifest.path)(torch.from_numpy(patches)), engine(patches), atol=1e-3)
+
+
+def test_an_operator_that_is_not_known_is_named(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Sigmoid", ["x"], ["y"])], "other", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="Sigmoid"):
+        TorchNetwork(tmp_path / "model.onnx")
+
+
+def test_the_command_tells_every_figure_as_json() -> None:
+    arguments = ["--shape", "1x144x128", "--patch", "128x96", "--rounds", "2", "--only", "whole", "--no-memory"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench_patches", *arguments, "--json"], capture_output=True, text=True, check=True
+    )
+    rows = json.loads(done.stdout)["1x144x128"]["rows"]
+    assert {row["name"] for row in rows} == {"network alone", "ours", "whole slices, OpenVINO"}
+    for row in rows:
+        assert len(row["wall_s"]) == len(row["cpu_ratio"]) == 2
+    assert next(row for row in rows if row["name"] == OURS)["wall_ratio"] == [1, 1]
