@@ -42,11 +42,12 @@ def decide(
 def likeliest(logits: Array) -> NDArray[np.uint8]:
     """The class (Y, X) uint8 with the highest of logits (K, Y, X), no NaN, K at most 256; the first of equals.
 
-    Class by class, since numpy's argmax along a first axis takes many times as long.
+    Class by class, since numpy's argmax along a first axis takes many times as long, and in the order in memory of the
+    logits, which is another after resampling.
     """
-    highest = logits[0].copy()
-    chosen = np.zeros(highest.shape, np.uint8)
-    higher = np.empty(highest.shape, np.bool_)
+    highest = logits[0].copy(order="K")
+    chosen = np.zeros_like(highest, np.uint8)
+    higher = np.empty_like(highest, np.bool_)
     for value, plane in enumerate(logits[1:], start=1):
         np.greater(plane, highest, out=higher)
         np.maximum(plane, highest, out=highest)

@@ -61,6 +61,9 @@ def test_without_a_least_volume_it_is_the_likeliest_label_and_with_one_only_that
 def test_the_likeliest_is_the_first_of_the_highest(seed: int, classes: int) -> None:
     logits = np.random.default_rng(seed).integers(-2, 3, (classes, 9, 8)).astype(np.float32)
     np.testing.assert_array_equal(likeliest(logits), logits.argmax(axis=0))
+    turned = logits.transpose(0, 2, 1)  # as planes lie in memory after resampling
+    np.testing.assert_array_equal(likeliest(turned), turned.argmax(axis=0))
+    np.testing.assert_array_equal(likeliest(logits[:, 1:, :5]), logits[:, 1:, :5].argmax(axis=0))
 
 
 def test_the_likeliest_of_many_classes() -> None:
