@@ -118,6 +118,7 @@ def compare(
         wall: dict[tuple[str, str], list[float]] = {key: [] for key in ready}
         cpu: dict[tuple[str, str], list[float]] = {key: [] for key in ready}
         for number in range(rounds):
+            print(f"{text(shape)}: round {number + 1} of {rounds}", file=sys.stderr)
             order = list(ready.items())
             for key, run in order[number % len(order) :] + order[: number % len(order)]:
                 began, began_cpu = time.perf_counter(), time.process_time()

@@ -233,9 +233,9 @@ def _slices(
     underway: dict[int, tuple[Array, Array]] = {}  # by z: means (K, Y, X) and the weights they are of (Y, X)
     classes, done, ready = 0, 0, 0
     while now := list(islice(chosen, batch)):
-        places = np.array(now + now[-1:] * (batch - len(now)), dtype=np.intp)  # (N, 3)
-        slices = np.clip(places[:, :1] + offsets, 0, depth - 1)  # (N, C)
-        logits = predict(windows[slices, places[:, 1:2], places[:, 2:]])  # (N, K, H, W)
+        where = np.array(now + now[-1:] * (batch - len(now)), dtype=np.intp)  # (N, 3)
+        slices = np.clip(where[:, :1] + offsets, 0, depth - 1)  # (N, C)
+        logits = predict(windows[slices, where[:, 1:2], where[:, 2:]])  # (N, K, H, W)
         _check(logits, batch, patch, classes)
         classes = logits.shape[1]
         for z in {z for z, _, _ in now} - underway.keys():
