@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import time
-from importlib.metadata import entry_points, version
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -254,10 +255,19 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
+def join(program: typer.Typer, entries: Iterable[EntryPoint]) -> None:
+    """Add commands, and groups of commands, that come from outside this package."""
+    for entry in sorted(entries, key=lambda e: e.name):
+        command = entry.load()
+        if isinstance(command, typer.Typer):
+            program.add_typer(command, name=entry.name)
+        else:
+            program.command(entry.name)(command)
+
+
 def main() -> None:
     """Run the command line; every expected error is one readable line and exit code 1."""
-    for entry in sorted(entry_points(group="pennode.commands"), key=lambda e: e.name):
-        app.command(entry.name)(entry.load())
+    join(app, entry_points(group="pennode.commands"))
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:

@@ -1,0 +1,211 @@
+"""`pennode engine`: build TensorRT engines ahead of time, list those that are there, verify what a worker runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from node import configuration
+from node.errors import ConfigurationError, EngineFailure
+from node.settings import Settings, Worker
+
+if TYPE_CHECKING:
+    from trt.build import Library, Progress
+    from trt.enginecache import CachedEngine, Entry, Key
+    from trt.gate import Gate
+    from trt.manifest import Manifest
+
+app = typer.Typer(help="Build, list and verify the engines that models run on.", no_args_is_help=True)
+
+_Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML settings file (or PENNODE_CONFIG).", show_default=False)
+]
+_Cache = Annotated[
+    Path | None, typer.Option("--cache", metavar="DIR", help="folder of engines; without: `engines` in state_dir")
+]
+_Model = Annotated[
+    str | None, typer.Option("--model", help="name or folder of a model; without: worker.model", show_default=False)
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.command()
+def build(
+    model: _Model = None,
+    sm: Annotated[
+        list[str] | None,
+        typer.Option("--sm", help="compute capability, as SM86 or 8.6; may be repeated; without: the GPU here"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=512, help="patches at once; without: worker.batch", show_default=False)
+    ] = None,
+    precision: Annotated[Literal["f16", "f32"], typer.Option(help="what the engine calculates in")] = "f16",
+    workspace_mb: Annotated[int, typer.Option("--workspace-mb", min=1, help="memory a layer may use, in MB")] = 1024,
+    cache: _Cache = None,
+    as_json: _Json = False,
+    config: _Config = None,
+) -> None:
+    """Build the engines of a model and of its finder, where they are not there yet; needs no GPU with TensorRT-RTX."""
+    settings = configuration.load(config)
+    manifests = _models(settings, model)
+    from trt.build import choose_capability, find_library, key_for
+    from trt.engine import EngineError
+    from trt.manifest import ManifestError
+
+    told = []
+    wanted: list[str | None] = [*sm] if sm else [None]
+    try:
+        library = find_library()
+        capabilities = dict.fromkeys(choose_capability(library, name) for name in wanted)
+        for manifest, capability in itertools.product(manifests, capabilities):
+            key = key_for(manifest, library, capability, batch=batch or settings.worker.batch, precision=precision)
+            engine, built = _build(_folder(settings, cache), key, manifest, library, workspace_mb)
+            told.append({"name": key.name, "model": engine.model, "built": built, "bytes": engine.size, **engine.facts})
+            if not as_json:
+                words = f"built in {engine.facts['build_s']} s" if built else "is there"
+                typer.echo(f"{engine.model} for {capability}: {words}, {engine.size / 1e6:.1f} MB\n  {key.name}")
+    except EngineError as error:
+        raise EngineFailure(str(error)) from error
+    except ManifestError as error:  # the file was replaced while this ran
+        raise ConfigurationError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps(told))
+
+
+@app.command("list")
+def list_engines(cache: _Cache = None, as_json: _Json = False, config: _Config = None) -> None:
+    """List the engines in the folder: what each is for, whether it was judged, and what is wrong with it."""
+    found = _entries(configuration.load(config), cache)
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) | {"gate_passed": _passed(entry)} for entry in found]))
+        return
+    for entry in found:
+        typer.echo(_line(entry))
+    if not found:
+        typer.echo("no engines yet", err=True)
+
+
+@app.command()
+def verify(model: _Model = None, cache: _Cache = None, as_json: _Json = False, config: _Config = None) -> None:
+    """Check the bytes of every engine in the folder, and judge what OpenVINO runs here beside float32."""
+    settings = configuration.load(config)
+    manifests = _models(settings, model)
+    found = _entries(settings, cache)
+    gates = [_judge(manifest, factor, settings.worker) for manifest, factor in _probed(manifests)]
+    if as_json:
+        judged = {
+            manifest.name: asdict(gate) | {"passed": gate.passed}
+            for manifest, gate in zip(manifests, gates, strict=True)
+        }
+        typer.echo(json.dumps({"engines": [asdict(entry) for entry in found], "openvino": judged}))
+    else:
+        for entry in found:
+            typer.echo(_line(entry))
+        for manifest, gate in zip(manifests, gates, strict=True):
+            typer.echo(
+                f"{manifest.name} {manifest.version} on openvino {settings.worker.precision}: "
+                f"{'passed' if gate.passed else 'FAILED'}, {gate.agreement:.4%} of pixels agree with {gate.reference} "
+                f"(at least {gate.least_agreement:.1%}), logits differ by up to {gate.largest_difference:.2g} "
+                f"(at most {gate.tolerance:g})"
+            )
+    if any(entry.fault for entry in found) or not all(gate.passed for gate in gates):
+        raise typer.Exit(1)
+
+
+def _build(
+    folder: Path, key: Key, manifest: Manifest, library: Library, workspace_mb: int
+) -> tuple[CachedEngine, bool]:
+    """The engine of a key, and whether it had to be built."""
+    from trt.build import build_engine
+    from trt.enginecache import Built, obtain
+
+    ran = []
+
+    def run(timings: bytes) -> Built:
+        ran.append(key)
+        with _progress(f"{manifest.name} for {key.capability}") as progress:
+            return build_engine(manifest, library, key, workspace_mb=workspace_mb, timings=timings, progress=progress)
+
+    engine, _ = obtain(folder, key, f"{manifest.name} {manifest.version}", run)
+    return engine, bool(ran)
+
+
+def _judge(manifest: Manifest, factor: int, worker: Worker) -> Gate:
+    from trt.engine import EngineError, open_engine
+    from trt.gate import judge
+
+    try:
+        with open_engine(
+            manifest, threads=worker.threads or None, batch=worker.batch, precision=worker.precision
+        ) as engine:
+            return judge(engine, manifest, worker.precision, factor=factor)
+    except EngineError as error:
+        raise EngineFailure(str(error), "see worker.precision") from error
+
+
+def _models(settings: Settings, model: str | None) -> list[Manifest]:
+    """The model, and its finder as a model of its own where it has one."""
+    from trt.extraction import finder_model
+    from trt.manifest import ManifestError, load
+
+    try:
+        manifest = load(model or settings.worker.model)
+    except ManifestError as error:
+        raise ConfigurationError(str(error), "check --model" if model else "check worker.model") from error
+    return [manifest] if manifest.finder is None else [manifest, finder_model(manifest)]
+
+
+def _probed(manifests: list[Manifest]) -> list[tuple[Manifest, int]]:
+    """Each with the factor by which slices are shrunk before it sees them."""
+    finder = manifests[0].finder
+    return [(manifest, 1 if manifest is manifests[0] or finder is None else finder.factor) for manifest in manifests]
+
+
+def _folder(settings: Settings, cache: Path | None) -> Path:
+    return settings.state_dir / "engines" if cache is None else cache
+
+
+def _entries(settings: Settings, cache: Path | None) -> list[Entry]:
+    from trt.enginecache import CacheError, entries
+
+    try:
+        return entries(_folder(settings, cache))
+    except CacheError as error:
+        raise ConfigurationError(str(error), "choose another --cache") from error
+
+
+def _passed(entry: Entry) -> bool | None:
+    return entry.engine.gate.passed if entry.engine and entry.engine.gate else None
+
+
+def _line(entry: Entry) -> str:
+    if entry.engine is None:
+        return f"{entry.name}  DAMAGED: {entry.fault}; the next build replaces it"
+    engine, gate = entry.engine, {None: "not judged yet", True: "passed", False: "FAILED"}[_passed(entry)]
+    batch = engine.key.shape[0]
+    return (
+        f"{entry.name}  {engine.model}, {engine.key.capability}, {engine.key.precision}, batch {batch}, "
+        f"{engine.size / 1e6:.1f} MB, gate: {gate}"
+    )
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Progress | None]:
+    """Show the phases of a build in a terminal; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda phase, done, steps: bar.update(task, description=f"{title}: {phase}", completed=done, total=steps)
