@@ -8,6 +8,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from onnx import helper
@@ -23,6 +24,7 @@ from trt.build import (
     find_library,
     key_for,
 )
+from trt.callbacks import Event, logger, monitor
 from trt.engine import EngineError
 from trt.enginecache import Built, Key
 from trt.extraction import finder_model
@@ -120,6 +122,26 @@ def test_what_progress_raises_ends_the_build_and_harms_none_after_it(
     with pytest.raises(kind, match="enough"):
         build_engine(tiny, rtx, key(tiny, rtx), progress=stop)
     assert built(tiny, rtx).plan == wanted
+
+
+def test_a_cancelled_build_ends_at_its_next_step(rtx: Library, tiny: Manifest) -> None:
+    events: SimpleQueue[Event | None] = SimpleQueue()
+    cancelled = threading.Event()
+    cancelled.set()
+    reporter = logger(rtx.module)
+    builder = rtx.module.Builder(reporter)
+    network = builder.create_network(0)
+    parser = rtx.module.OnnxParser(network, reporter)
+    assert parser.parse(tiny.path.read_bytes())
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    profile.set_shape("patches", *[(4, 3, 16, 16)] * 3)
+    config.add_optimization_profile(profile)
+    config.progress_monitor = monitor(rtx.module, events, cancelled)
+    reporter.errors.clear()
+    assert builder.build_serialized_network(network, config) is None
+    assert "BuildCanceled" in "".join(reporter.errors)
+    assert events.qsize() > 0
 
 
 def test_builds_in_two_threads_give_what_they_give_alone(rtx: Library, tiny: Manifest) -> None:

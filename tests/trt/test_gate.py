@@ -123,6 +123,14 @@ def test_logits_of_another_model_are_refused(other: Predict, told: str, referenc
         gate_of(lambda patches: other(reference(patches)), reference, probes)
 
 
+def test_both_bars_must_be_taken() -> None:
+    gate = Gate("openvino 1 f32", "0" * 64, 8, 4, 0.999, 0.1, 0.999, 0.1)
+    assert gate.passed
+    assert not dataclasses.replace(gate, agreement=0.9989).passed
+    assert not dataclasses.replace(gate, largest_difference=0.101).passed
+    assert not dataclasses.replace(gate, largest_difference=float("nan")).passed
+
+
 def test_an_engine_never_judged_does_not_serve() -> None:
     with pytest.raises(GateError, match="engine 7: was never compared"):
         require(None, "engine 7")
