@@ -320,9 +320,9 @@ def test_two_processes_never_build_the_same_engine(
 ) -> None:
     diary = tmp_path / "diary"
     first = child(folder, tiny, diary, 3)
-    until(lambda: begun(diary) == 1, "the first build begins")
+    until(lambda: begun(diary) == 1, "the first build begins", 120)
     second = child(folder, tiny, diary, 0)
-    told = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
+    told = [process.communicate(timeout=120)[0].strip() for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
     assert begun(diary) == 1
     assert told[0] == told[1] == load(folder, key)[0].sha256
@@ -334,7 +334,7 @@ def test_engines_of_different_keys_do_not_wait_for_each_other(
     diary = tmp_path / "diary"
     slow = child(folder, tiny, diary, 60)
     try:
-        until(lambda: begun(diary) == 1, "the slow build begins")
+        until(lambda: begun(diary) == 1, "the slow build begins", 120)
         other = dataclasses.replace(key, capability="SM89")
         obtain(folder, other, "small", Builds(tiny, rtx, other))
         assert slow.poll() is None
@@ -348,13 +348,13 @@ def test_a_killed_holder_gives_its_lock_back(
 ) -> None:
     diary = tmp_path / "diary"
     holder = child(folder, tiny, diary, 600)
-    until(lambda: begun(diary) == 1, "the build begins")
+    until(lambda: begun(diary) == 1, "the build begins", 120)
     waiting = child(folder, tiny, diary, 0)
     time.sleep(2)
     assert waiting.poll() is None
     assert begun(diary) == 1
     holder.send_signal(signal.SIGKILL)
-    told, _ = waiting.communicate(timeout=60)
+    told, _ = waiting.communicate(timeout=120)
     assert holder.communicate() == ("", None)
     assert holder.returncode == -signal.SIGKILL
     assert begun(diary) == 2
