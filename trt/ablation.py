@@ -45,7 +45,6 @@ ROWS: dict[str, TrainConfig] = {
     "acquired contrast only": replace(PENN, mixture=Mixture(t1_like=0.0, synthetic=0.0)),
     "no deep supervision": replace(PENN, network=replace(PENN.network, side_heads=0)),
     "no average of weights": replace(PENN, average=0.0),
-    "settling, 40% of the steps": replace(PENN, settle=0.4),
     "no skips (encoder and decoder only)": replace(PENN, network=replace(PENN.network, skips=False)),
     "half as wide": replace(PENN, network=replace(PENN.network, width=PENN.network.width // 2)),
     "half as wide again": replace(PENN, network=replace(PENN.network, width=PENN.network.width * 3 // 2)),
@@ -56,13 +55,12 @@ COLUMNS = ("vertebra", "spinal canal", "intervertebral disc", "inverted", "T1-li
 """Dice on patients held back: by label as acquired, of all anatomy in other contrasts, and of simulated tumours."""
 
 
-def judge(network: Any, cases: Sequence[Case], neighbour_mm: float) -> dict[str, float]:
-    """The figures of `COLUMNS` for a trained network on normalised cases, its channels `neighbour_mm` apart."""
-    anatomy = score(network, cases, neighbour_mm)[:3]
-    inverted = score(network, [replace(case, image=invert(case.image)) for case in cases], neighbour_mm)[:3]
-    t1 = prepare([replace(case, image=t1_like(case.image, case.mask)) for case in cases])
-    plain = score(network, t1, neighbour_mm)[:3]
-    tumours = score(network, [_with_lesions(number, case) for number, case in enumerate(cases)], neighbour_mm)[3]
+def judge(network: Any, cases: Sequence[Case]) -> dict[str, float]:
+    """The figures of `COLUMNS` for a trained network on normalised cases."""
+    anatomy = score(network, cases)[:3]
+    inverted = score(network, [replace(case, image=invert(case.image)) for case in cases])[:3]
+    plain = score(network, prepare([replace(case, image=t1_like(case.image, case.mask)) for case in cases]))[:3]
+    tumours = score(network, [_with_lesions(number, case) for number, case in enumerate(cases)])[3]
     return dict(zip(COLUMNS, [*anatomy, statistics.fmean(inverted), statistics.fmean(plain), tumours], strict=True))
 
 
@@ -117,7 +115,7 @@ def run(
     """Train and judge one row with one seed, on one thread; figures, null where there is none, go to `path`."""
     torch.set_num_threads(1)
     network = train(trained, config)
-    figures = judge(network, held_back, config.neighbour_mm)
+    figures = judge(network, held_back)
     document = {
         "row": name,
         "seed": config.seed,

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from trt.decision import decide
 from trt.extraction import Extraction, select
-from trt.geometry import slice_step
 from trt.manifest import Manifest
 from trt.patches import Array, Predict, normalise, predict_slices
 from trt.trials import Trial
@@ -57,21 +56,18 @@ def segment(
 ) -> Mask:
     """Label values (Z, Y, X) uint8 of an image (Z, Y, X) on the model's grid, any real dtype and unit.
 
-    `spacing` (z, y, x) in mm tells which slices are a patch's channels, and what is too small a part of a label that
-    has a least volume.
+    `spacing` (z, y, x) in mm tells what is too small a part of a label that has a least volume.
     `extraction` tells where the model runs, by `finder` where it asks for one; see `trt.extraction.select`.
     """
     volume = normalise(image, manifest.normalisation)
-    step = slice_step(manifest.neighbour_mm, spacing[0])
     slices = predict_slices(
         volume,
         predict,
         patch=manifest.patch,
         channels=manifest.channels,
-        step=step,
         overlap=manifest.overlap if overlap is None else overlap,
         batch=batch,
-        region=select(volume, manifest, extraction, finder, step=step, batch=batch).region,
+        region=select(volume, manifest, extraction, finder, batch=batch).region,
     )
     return decide(slices, volume.shape, manifest.labels, math.prod(spacing))
 

@@ -57,7 +57,7 @@ def lineage(config: TrainConfig, steps: int, path: Path) -> str:
     mixture = config.mixture
     return (
         f"{before}{steps} steps of {config.batch} patches with seed {config.seed}, pre-training {config.pretrain:.0%}, "
-        f"{config.optimiser} at {config.learning_rate:g}, settling {config.settle:.0%}, renditions "
+        f"{config.optimiser} at {config.learning_rate:g}, renditions "
         f"{mixture.t1_like:.0%} T1-like, {mixture.synthetic:.0%} synthetic, {mixture.lesions:.0%} with lesions "
         f"(sha256 {digest[:12]})"
     )

@@ -52,7 +52,7 @@ DEFAULTS: dict[str, Any] = {
     ),
     "intended_use": "For research, not for diagnosis.",
 }
-MEASURED = frozenset({"sha256", "patch", "channels", "neighbour_mm", "spacing_mm", "normalisation", "validation"})
+MEASURED = frozenset({"sha256", "patch", "channels", "spacing_mm", "normalisation", "validation"})
 """What the checkpoint knows and nobody is asked for."""
 
 
@@ -171,11 +171,6 @@ def describe(config: TrainConfig, steps: int) -> dict[str, str]:
     earlier = {"before": config.start} if config.start else {}
     return earlier | {
         "steps": f"{steps} of {config.batch} patches; the first {config.pretrain:.0%} pre-training (restoring)",
-        "settling": (
-            f"the last {config.settle:.0%} of the steps show half as many series in other contrasts"
-            if config.settle
-            else "none"
-        ),
         "patches": "drawn by label, all alike" if config.balanced else "drawn anywhere",
         "optimiser": f"{optimiser}; warm-up {config.warm_up} steps, rate {config.learning_rate:g}, gradients clipped",
         "loss": f"Dice and cross-entropy at {network.side_heads + 1} resolutions of the decoder",
@@ -184,10 +179,7 @@ def describe(config: TrainConfig, steps: int) -> dict[str, str]:
             f"{1 - mixture.t1_like - mixture.synthetic:.0%} as acquired, {mixture.t1_like:.0%} T1-like, "
             f"{mixture.synthetic:.0%} synthetic contrast; simulated lesions in {mixture.lesions:.0%} of the series"
         ),
-        "network": (
-            f"{network.channels} slices, {config.neighbour_mm:g} mm apart in use; width {network.width}, "
-            f"{network.levels} resolutions"
-        ),
+        "network": f"{network.channels} neighbouring slices, width {network.width}, {network.levels} resolutions",
         "seed": str(config.seed),
         "arithmetic": "bfloat16 convolutions" if config.bf16 else "float32",
     }
@@ -215,7 +207,6 @@ def write_model(
         "patch": [config.patch, config.patch],
         "spacing_mm": list(config.pixels),
         "channels": network.config.channels,
-        "neighbour_mm": config.neighbour_mm,
         "normalisation": {**asdict(NORMALISATION), "clip": list(NORMALISATION.clip)},
         "validation": {},
     }

@@ -45,15 +45,9 @@ class Selection:
 
 
 def select(
-    volume: Array,
-    manifest: Manifest,
-    extraction: Extraction,
-    finder: Predict | None = None,
-    *,
-    step: int = 1,
-    batch: int = 8,
+    volume: Array, manifest: Manifest, extraction: Extraction, finder: Predict | None = None, *, batch: int = 8
 ) -> Selection:
-    """Where to run the model on a normalised volume (Z, Y, X) float32, its channels `step` slices apart.
+    """Where to run the model on a normalised volume (Z, Y, X) float32.
 
     `finder` runs the network of `finder_model`; "spine" is "tissue" for a model without one.
     """
@@ -62,19 +56,18 @@ def select(
         return Selection(region, "all" if region is None else "spine", reason)
     if extraction == "all":
         return Selection(None, "all")
-    region = find_tissue(volume, (manifest.channels - 1) * step + 1)
+    region = find_tissue(volume, manifest.channels)
     return Selection(region, "all" if region is None else "tissue", "" if region is not None else "no tissue was seen")
 
 
-def find_tissue(volume: Array, slices: int) -> Region | None:
+def find_tissue(volume: Array, channels: int) -> Region | None:
     """All but the air about the patient, (Z, Y, X) bool; None where there is nothing else.
 
-    Outside it, every pixel is no brighter than `air_level` in any of the `slices` about it, odd, that a patch's
-    channels are taken from, and so is all that lies between it and one end of its row: dark bone and vessels within the
-    patient stay.
+    Outside it, every pixel and its neighbours among the channels are no brighter than `air_level`, and so is all that
+    lies between it and one end of its row: dark bone and vessels within the patient stay.
     """
     bright = volume > air_level(volume)  # (Z, Y, X)
-    bright = maximum_filter1d(bright, slices, axis=0, mode="nearest")
+    bright = maximum_filter1d(bright, channels, axis=0, mode="nearest")
     if not bright.any():
         return None
     from_left = np.logical_or.accumulate(bright, axis=2)
@@ -105,7 +98,6 @@ def finder_model(manifest: Manifest) -> Manifest:
         patch=finder.patch,
         channels=finder.channels,
         finder=None,
-        neighbour_mm=None,
     )
 
 

@@ -23,7 +23,7 @@ TOLERANCES = {"f32": 0.01, "f16": 0.1, "bf16": 0.5}
 """How far a logit may lie from the reference, by the precision that is judged; logits of penn-spine run to 13."""
 
 FIELD_MM = (300.0, 240.0)  # (y, x) of the phantom
-SPACING_MM = 4.0  # across slices, where the model does not say how far apart its channels are
+SPACING_MM = 4.0  # across slices, as clinical series have it
 SEED = 20
 
 
@@ -66,9 +66,8 @@ def probe_patches(manifest: Manifest, *, factor: int = 1, count: int = 8) -> Arr
         max(round(length / pixel), side * factor)
         for length, pixel, side in zip(FIELD_MM, manifest.spacing_mm, manifest.patch, strict=True)
     ]
-    spacing = manifest.neighbour_mm or SPACING_MM
     depth = manifest.channels + 2  # three centre slices, the middle one through the middle of the spine
-    phantom = spine_phantom((depth, sides[0], sides[1]), (spacing, *manifest.spacing_mm), seed=SEED)
+    phantom = spine_phantom((depth, sides[0], sides[1]), (SPACING_MM, *manifest.spacing_mm), seed=SEED)
     volume = normalise(phantom.image, manifest.normalisation)
     if factor > 1:
         volume = shrink(volume, factor)

@@ -21,14 +21,6 @@ MODEL_AXES = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 SAME_SPACING = 1e-3
 
 
-def slice_step(neighbour_mm: float | None, spacing_mm: float) -> int:
-    """How many slices apart the channels of a patch lie, so that they are about `neighbour_mm` apart; at least 1.
-
-    `spacing_mm` is the distance of two slices. None stands for the next slice, whatever its distance.
-    """
-    return 1 if neighbour_mm is None else max(1, round(neighbour_mm / spacing_mm))
-
-
 @dataclass(frozen=True, eq=False)
 class Resampling:
     """Weights to and from the model's pixels, as sparse matrices (model, native) and (native, model) for Y and X."""

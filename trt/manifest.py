@@ -46,7 +46,7 @@ FIELDS = frozenset(
     {"name", "version", "sha256", "labels", "patch", "channels", "spacing_mm", "normalisation", "overlap", "validation"}
     | set(TEXTS)
 )
-OPTIONAL = frozenset({"finder", "neighbour_mm"})
+OPTIONAL = frozenset({"finder"})
 
 
 class ManifestError(ValueError):
@@ -101,7 +101,6 @@ class Manifest:
     intended_use: str
     validation: Mapping[str, Any]
     finder: Finder | None = None  # without one, the model runs everywhere but in air
-    neighbour_mm: float | None = None  # across slices, from channel to channel; None: the next slice
 
     @property
     def classes(self) -> int:
@@ -196,9 +195,6 @@ def parse(fields: object, path: Path) -> Manifest:
         raise refuse("channels", "an odd number of neighbouring slices")
     if not is_number(overlap) or not 0 <= overlap <= MAX_OVERLAP:
         raise refuse("overlap", f"a number in 0..{MAX_OVERLAP}")
-    neighbour = fields.get("neighbour_mm")
-    if "neighbour_mm" in fields and (not is_number(neighbour) or float(neighbour or 0) <= 0):
-        raise refuse("neighbour_mm", "a distance in mm, positive")
     return Manifest(
         name=text("name", NAME, "letters, digits, dots, dashes and underscores"),
         version=text("version", r"[0-9]+\.[0-9]+\.[0-9]+", "a version such as 1.2.3"),
@@ -222,7 +218,6 @@ def parse(fields: object, path: Path) -> Manifest:
         **{field: text(field, r"(?s).*\S.*", "text that is not empty") for field in TEXTS},
         validation=as_object(fields["validation"], refuse("validation", "an object of measured figures")),
         finder=parse_finder(fields["finder"], path) if "finder" in fields else None,
-        neighbour_mm=None if neighbour is None else float(neighbour),
     )
 
 

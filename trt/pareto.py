@@ -23,7 +23,6 @@ from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.decision import decide
 from trt.engine import EngineError, open_engine
 from trt.extraction import Extraction, finder_model, select
-from trt.geometry import slice_step
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
 from trt.metrics import dice
 from trt.patches import Predict, count_patches, normalise, predict_slices
@@ -69,11 +68,10 @@ def attempt(
     """Segment a case, on the model's grid, and judge it."""
     image = normalise(case.image, manifest.normalisation)
     began = time.process_time()
-    step = slice_step(manifest.neighbour_mm, case.spacing[0])
-    region = select(image, manifest, extraction, finder, step=step).region
+    region = select(image, manifest, extraction, finder).region
     selected = time.process_time()
     slices = predict_slices(
-        image, predict, patch=manifest.patch, channels=manifest.channels, step=step, overlap=overlap, region=region
+        image, predict, patch=manifest.patch, channels=manifest.channels, overlap=overlap, region=region
     )
     mask = decide(slices, image.shape, manifest.labels, math.prod(case.spacing))
     ended = time.process_time()

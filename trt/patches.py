@@ -146,7 +146,6 @@ def predict_slices(
     *,
     patch: tuple[int, int],
     channels: int,
-    step: int = 1,
     overlap: float = 0.5,
     batch: int = 8,
     region: Region | None = None,
@@ -157,10 +156,10 @@ def predict_slices(
     Under way are the slices that the patches of one call come from, each in 4 (K + 1) bytes per pixel. What is held
     beside the volume, but for the places, does not grow with the number of slices. What is yielded is the caller's.
 
-    `volume` is (Z, Y, X) float32, already normalised. A patch's channels are the slices about it, each `step` from the
-    next (`trt.geometry.slice_step`), the outermost slice repeated beyond the ends. `predict` sees `batch` patches at
-    each call, the last call filled up with repeats; it may keep or return its argument. Slices smaller than a patch are
-    padded with their edge pixels, in a copy of the volume, and the padding is cut off again.
+    `volume` is (Z, Y, X) float32, already normalised. A patch's channels are its neighbouring slices, the outermost
+    slice repeated beyond the ends. `predict` sees `batch` patches at each call, the last call filled up with repeats;
+    it may keep or return its argument. Slices smaller than a patch are padded with their edge pixels, in a copy of the
+    volume, and the padding is cut off again.
 
     With a `region` only the patches that cover it run, and all voxels outside it are background: `BACKGROUND` for class
     0, 0 for the others. One patch runs even where it is empty: the network alone knows its number of classes.
@@ -173,14 +172,11 @@ def predict_slices(
         raise ValueError(f"patch and batch must be positive, not {patch} and {batch}")
     if channels < 1 or channels % 2 == 0:
         raise ValueError(f"channels must be odd and positive, not {channels}")
-    if step < 1:
-        raise ValueError(f"step must be 1 or more slices, not {step}")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in 0..1, 1 excluded, not {overlap}")
     if region is not None and (region.shape != volume.shape or region.dtype != np.bool_):
         raise ValueError(f"region must be {volume.shape} bool as the volume, not {region.shape} {region.dtype}")
-    offsets = (np.arange(channels) - channels // 2) * step
-    return _slices(volume, predict, patch, offsets, overlap, batch, region, progress)
+    return _slices(volume, predict, patch, channels, overlap, batch, region, progress)
 
 
 def predict_volume(
@@ -189,7 +185,6 @@ def predict_volume(
     *,
     patch: tuple[int, int],
     channels: int,
-    step: int = 1,
     overlap: float = 0.5,
     batch: int = 8,
     region: Region | None = None,
@@ -201,7 +196,6 @@ def predict_volume(
         predict,
         patch=patch,
         channels=channels,
-        step=step,
         overlap=overlap,
         batch=batch,
         region=region,
@@ -214,7 +208,7 @@ def _slices(
     volume: Array,
     predict: Predict,
     patch: tuple[int, int],
-    offsets: NDArray[np.intp],
+    channels: int,
     overlap: float,
     batch: int,
     region: Region | None,
@@ -228,6 +222,7 @@ def _slices(
     ends = np.cumsum([len(grid) for grid in grids])  # patches up to and with each slice
     chosen = ((z, y, x) for z, grid in enumerate(grids) for y, x in grid)
     windows = sliding_window_view(padded, patch, axis=(1, 2))  # (Z, rows, columns, H, W)
+    offsets = np.arange(channels) - channels // 2
     weight = np.multiply.outer(bell(patch[0]), bell(patch[1])).astype(np.float32)  # (H, W)
 
     underway: dict[int, tuple[Array, Array]] = {}  # by z: means (K, Y, X) and the weights they are of (Y, X)

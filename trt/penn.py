@@ -21,7 +21,7 @@ class PennConfig:
     The sides of a patch must be multiples of `2 ** (levels - 1)`.
     """
 
-    channels: int = 5  # neighbouring slices, the centre slice in the middle
+    channels: int = 3  # neighbouring slices, the centre slice in the middle
     classes: int = 5  # background, vertebra, spinal canal, intervertebral disc, neoplasm
     width: int = 16  # feature maps at full size, doubled at each level down
     levels: int = 5  # resolutions, full size included

@@ -20,8 +20,8 @@ class TrainConfig:
 
     network: PennConfig = field(default_factory=PennConfig)
     patch: int = 128  # pixels, both sides
-    batch: int = 8  # patches, in every process
-    steps: int = 7_000
+    batch: int = 12  # patches, in every process
+    steps: int = 8_000
     epoch: int = 100  # steps between two checkpoints
     optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd: Nesterov momentum and polynomial decay, the "enhanced SGD"
     learning_rate: float = 0.05
@@ -30,14 +30,12 @@ class TrainConfig:
     clip: float = 5.0  # largest norm of the gradients
     average: float = 0.998  # decay of the moving average of the weights, which is what is kept; 0: none
     balanced: bool = True  # patches drawn by label (PE), else anywhere
-    pretrain: float = 0.05  # share of the steps spent on restoring spoilt patches
-    settle: float = 0.0  # share of the steps, at the end, that show more series as they were acquired
+    pretrain: float = 0.1  # share of the steps spent on restoring spoilt patches
     mixture: Mixture = field(default_factory=Mixture)
     seed: int = 0
     bf16: bool = True  # convolutions in bfloat16; weights, losses and averages stay float32
     labels: tuple[str, ...] = LABELS  # names of mask values 1, 2, ...
     pixels: tuple[float, float] = PIXELS  # mm (y, x), of the slices that are trained on
-    neighbour_mm: float = 3.6  # across slices, from channel to channel, in use; training draws about it
     start: str = ""  # how the weights it begins with were trained; empty: drawn by the seed
 
     def __post_init__(self) -> None:
@@ -67,7 +65,7 @@ PLAIN_UNET = replace(
     balanced=False,
     pretrain=0.0,
     average=0.0,
-    mixture=Mixture(t1_like=0.25, synthetic=0.0),
+    mixture=Mixture(t1_like=0.5, synthetic=0.0),
 )
 """A U-Net of the same width and depth, trained as one usually is: single slices, patches from anywhere, AdamW with a
 cosine. It is shown T1-like series and simulated lesions too, without which it could not be judged on them."""

@@ -27,11 +27,6 @@ class Mixture:
         if min(self.t1_like, self.synthetic, self.lesions) < 0 or self.t1_like + self.synthetic > 1 or self.lesions > 1:
             raise ValueError(f"shares must be in 0..1 and both contrasts together at most 1, not {self}")
 
-    @property
-    def settled(self) -> Mixture:
-        """What the end of training shows: half as many series in other contrasts, lesions as before."""
-        return replace(self, t1_like=self.t1_like / 2, synthetic=self.synthetic / 2)
-
 
 def rendition(case: Case, mixture: Mixture, normalisation: Normalisation, random: np.random.Generator) -> Case:
     """The case in one rendition, normalised; its own image must be normalised. Equal generators give equal renditions.

@@ -47,6 +47,7 @@ _FOREGROUNDS = {
     SPINE: "spine, series as acquired",
     TUMOUR_REAL: "tumour, series as acquired",
 }
+UNKNOWN: Mapping[str, float | None] = {"mean": None, "sd": None, "worst": None}
 SCORED = {
     "held back": "held back from training",
     "not trained on": "not trained on",
@@ -282,7 +283,7 @@ def _holding(report: Report) -> Iterable[tuple[str, dict[str, Any], dict[str, An
 
 
 def _label_cells(figures: Mapping[str, Any]) -> list[str]:
-    dice, surface = figures["dice"], figures["surface_dice"]
+    dice, surface = figures["dice"], figures.get("surface_dice", UNKNOWN)  # figures of before it was measured
     distance, volume = figures["hd95_mm"], figures["volume_error_percent"]
     return [
         str(dice["count"]),

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt.dataset import Case, DatasetError, Mask, Volume
-from trt.geometry import slice_step
 
-NEIGHBOURS_MM = (1.8, 4.5)
-"""Across slices, from channel to channel, least and most that is drawn: clinical series differ in their spacing."""
+NEIGHBOUR_DISTANCES = (0, 1, 2, 3, 4)
+"""Slices between a patch's channels in training; 0 repeats the centre slice. At 0.9 mm that is 0 to 3.6 mm."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class Sampler:
         label = int(random.integers(len(voxels) + 1))
         flat = voxels[label - 1][random.integers(voxels[label - 1].size)] if label else random.integers(case.mask.size)
         z, y, x = (int(i) for i in np.unravel_index(flat, case.mask.shape))
-        step = slice_step(float(random.uniform(*NEIGHBOURS_MM)), case.spacing[0])
-        offsets = (np.arange(self._channels) - self._channels // 2) * step
+        distance = int(random.choice(NEIGHBOUR_DISTANCES))
+        offsets = (np.arange(self._channels) - self._channels // 2) * distance
         slices = case.image[np.clip(z + offsets, 0, len(case.image) - 1)]
         return Place(
             slices, case.mask[z], self._move(y, slices.shape[1], random), self._move(x, slices.shape[2], random)

@@ -67,12 +67,6 @@ def main(
     optimiser: Annotated[Optimiser, typer.Option(help="sgd: Nesterov, polynomial decay.")] = Optimiser.SGD,
     learning_rate: Annotated[float | None, typer.Option(min=1e-6, help="One that suits it, if not given.")] = None,
     pretrain: Annotated[float, typer.Option(min=0, max=0.9, help="Share of steps.")] = TrainConfig.pretrain,
-    settle: Annotated[
-        float,
-        typer.Option(
-            min=0, max=0.9, help="Share of steps, at the end, that show half as many series in other contrasts."
-        ),
-    ] = TrainConfig.settle,
     balanced: Annotated[bool, typer.Option(help="Draw patches by label.")] = True,
     contrasts: Annotated[bool, typer.Option(help="Show other contrasts too.")] = True,
     lesions: Annotated[
@@ -105,7 +99,6 @@ def main(
             weight_decay=RATES[optimiser.value][1],
             balanced=balanced,
             pretrain=pretrain,
-            settle=settle,
             mixture=Mixture(lesions=lesions) if contrasts else Mixture(0, 0, lesions),
             seed=seed,
             bf16=bf16,

@@ -90,11 +90,6 @@ class Run:
         """Epochs of pre-training, at the beginning."""
         return min(round(self.epochs * self.config.pretrain), self.epochs - 1)
 
-    def mixture(self, epoch: int) -> Mixture:
-        """What renditions are drawn from that begin with `epoch`; while a run settles, fewer are in other contrasts."""
-        settling = epoch >= round(self.epochs * (1 - self.config.settle))
-        return self.config.mixture.settled if settling else self.config.mixture
-
     def train(self, report: Callable[[Step], None] = lambda step: None) -> None:
         """One epoch."""
         config, epoch = self.config, self.epoch
@@ -147,8 +142,7 @@ class Run:
             turn = (epoch + number) // REFRESH
             if turn != self._shown[number]:
                 random = np.random.default_rng((RENDITIONS, self.config.seed, turn, number, self.rank))
-                mixture = self.mixture(turn * REFRESH - number)  # of its first epoch, wherever a run goes on
-                self._sampler.replace(number, rendition(case, mixture, NORMALISATION, random))
+                self._sampler.replace(number, rendition(case, self.config.mixture, NORMALISATION, random))
                 self._shown[number] = turn
 
     def _learning_rate(self, step: int) -> float:

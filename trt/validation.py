@@ -13,7 +13,6 @@ import torch
 from torch.nn import functional
 
 from trt.dataset import Case, Mask
-from trt.geometry import slice_step
 from trt.metrics import dice, spread
 from trt.penn import Penn
 
@@ -21,13 +20,9 @@ SLICES = 8  # at once
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed by the type checker
-def segment_slices(network: Penn, case: Case, neighbour_mm: float | None = None, *, bf16: bool = True) -> Mask:
-    """Label values (Z, Y, X) uint8 of a case whose image is normalised; the network in evaluation mode.
-
-    `neighbour_mm` lies between two channels; see `trt.geometry.slice_step`.
-    """
-    stride, channels = network.config.stride, network.config.channels
-    offsets = (torch.arange(channels) - channels // 2) * slice_step(neighbour_mm, case.spacing[0])
+def segment_slices(network: Penn, case: Case, *, bf16: bool = True) -> Mask:
+    """Label values (Z, Y, X) uint8 of a case whose image is normalised; the network in evaluation mode."""
+    stride, half = network.config.stride, network.config.channels // 2
     depth, height, width = case.image.shape
     lacking = (0, -width % stride, 0, -height % stride)
     parameter = next(network.parameters())
@@ -35,7 +30,7 @@ def segment_slices(network: Penn, case: Case, neighbour_mm: float | None = None,
     mask = np.empty(case.image.shape, np.uint8)
     for first in range(0, depth, SLICES):
         centres = torch.arange(first, min(first + SLICES, depth))
-        neighbours = centres[:, None] + offsets[None]  # (N, C)
+        neighbours = centres[:, None] + torch.arange(-half, half + 1)[None]  # (N, C)
         patches = image[neighbours.clamp(0, depth - 1)].contiguous(memory_format=torch.channels_last)
         with torch.autocast(parameter.device.type, torch.bfloat16, enabled=bf16):
             labels = network(patches).argmax(1)  # (N, Y, X)
@@ -48,9 +43,8 @@ def dice_per_label(found: Mask, truth: Mask, labels: int) -> list[float]:
     return [dice(found, truth, label) for label in range(1, labels + 1)]
 
 
-def score(network: Penn, cases: Sequence[Case], neighbour_mm: float | None = None, *, bf16: bool = True) -> list[float]:
+def score(network: Penn, cases: Sequence[Case], *, bf16: bool = True) -> list[float]:
     """Mean Dice of labels 1.. over the cases that hold them; NaN where none does."""
     labels = network.config.classes - 1
-    found = [segment_slices(network, case, neighbour_mm, bf16=bf16) for case in cases]
-    rows = [dice_per_label(mask, case.mask, labels) for mask, case in zip(found, cases, strict=True)]
+    rows = [dice_per_label(segment_slices(network, case, bf16=bf16), case.mask, labels) for case in cases]
     return [spread(column).mean for column in zip(*rows, strict=True)]

@@ -30,9 +30,7 @@ class Watch:
     def look(self, run: Run) -> dict[str, float]:
         """Dice by label; their mean joins `run.scores`, which the checkpoint keeps."""
         first = run.rank == 0  # each process has statistics of its own batches, and all must end together
-        scores = agreed(
-            score(run.average, self.cases, run.config.neighbour_mm, bf16=run.config.bf16) if first else None
-        )
+        scores = agreed(score(run.average, self.cases, bf16=run.config.bf16) if first else None)
         values = dict(zip(self.labels, scores, strict=True))
         known = [value for value in values.values() if not math.isnan(value)]
         run.scores.append(sum(known) / len(known) if known else 0.0)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from node.errors import EngineFailure
 from trt.decision import decide
 from trt.extraction import Extraction, select
-from trt.geometry import slice_step
 from trt.manifest import Manifest
 from trt.patches import NonFiniteOutput, Predict, Progress, count_patches, normalise, predict_slices
 from workers.grid import from_canonical, resampling, to_canonical, to_model, to_native
@@ -64,13 +63,12 @@ def predict_mask(
         canonical = to_canonical(volume)
         weights = resampling(canonical, manifest.spacing_mm)
         pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
-        step = slice_step(manifest.neighbour_mm, canonical.spacing[0])
         shape, voxel_mm3 = canonical.voxels.shape, math.prod(canonical.spacing)
         axes, flips = canonical.axes, canonical.flips
         del canonical  # as large as the volume
     try:
         with timed(timings, "select"):
-            selection = select(pixels, manifest, extraction, finder, step=step, batch=batch)
+            selection = select(pixels, manifest, extraction, finder, batch=batch)
             grid = count_patches(pixels.shape, manifest.patch, overlap)
             patches = grid
             if selection.region is not None:
@@ -81,7 +79,6 @@ def predict_mask(
                 predict,
                 patch=manifest.patch,
                 channels=manifest.channels,
-                step=step,
                 overlap=overlap,
                 batch=batch,
                 region=selection.region,

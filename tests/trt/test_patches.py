@@ -40,7 +40,6 @@ settled = settings(max_examples=150, deadline=None, derandomize=True)
     shapes,
     sides,
     st.sampled_from([1, 3, 5]),
-    st.integers(1, 6),
     st.sampled_from([0.0, 0.25, 0.5, 0.61, 0.75]),
     st.integers(1, 9),
 )
@@ -49,13 +48,12 @@ def test_identity_network_returns_the_volume(
     shape: tuple[int, int, int],
     patch: tuple[int, int],
     channels: int,
-    step: int,
     overlap: float,
     batch: int,
 ) -> None:
     finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
     volume = data.draw(arrays.arrays(np.float32, shape, elements=finite))
-    logits = predict_volume(volume, centre, patch=patch, channels=channels, step=step, overlap=overlap, batch=batch)
+    logits = predict_volume(volume, centre, patch=patch, channels=channels, overlap=overlap, batch=batch)
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits[0], volume)
 
@@ -325,7 +323,6 @@ def test_output_that_is_not_finite_is_refused(wrong: float) -> None:
         ({"patch": (0, 8)}, "positive"),
         ({"batch": 0}, "positive"),
         ({"channels": 2}, "odd"),
-        ({"step": 0}, "step must be 1 or more"),
         ({"overlap": 1.0}, "overlap"),
         ({"overlap": -0.1}, "overlap"),
         ({"region": np.ones((2, 8, 7), np.bool_)}, "region must be"),

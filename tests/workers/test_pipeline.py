@@ -87,25 +87,6 @@ def test_a_mask_on_a_finer_grid_fits_the_coarse_one(manifest, small, tmp_path):
     assert found[1] == pytest.approx(found[0], rel=0.1)
 
 
-@pytest.mark.parametrize(("slice_mm", "step"), [(0.9, 4), (3.3, 1), (1.8, 2), (8.0, 1)])
-def test_channels_lie_as_far_apart_as_the_model_learnt_them(manifest, tmp_path, slice_mm, step):
-    """A network that looks at its last channel alone marks the slice that lies so far before a bright one."""
-    manifest = dataclasses.replace(manifest, channels=3, neighbour_mm=3.6)
-    image = np.full((9, 32, 32), 100, np.uint16)
-    image[:, :, 20:] = 300
-    image[6] = 1000
-
-    def last(patches):
-        marked = np.where(patches[:, 2] > 0.9, 1.0, -1.0)
-        return np.stack([np.zeros_like(marked), marked, *([np.full_like(marked, -9)] * 3)], axis=1).astype(np.float32)
-
-    volume = read_series(write_series(tmp_path, image, (slice_mm, 0.9375, 0.9375)))
-    prediction = predict_mask(volume, last, manifest, overlap=0.0, batch=4, extraction="all")
-    bright = int(volume.voxels.mean(axis=(1, 2)).argmax())
-    before = bright + step if 0 in to_canonical(volume).flips else bright - step
-    assert np.flatnonzero(prediction.mask.any(axis=(1, 2))).tolist() == [before]
-
-
 # --- the whole path -------------------------------------------------------------------------------------------------
 
 
