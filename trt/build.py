@@ -1,8 +1,9 @@
 """From a model to a TensorRT engine for one GPU, one batch and one precision.
 
-Written against what `tensorrt` (10.x, 11.x) and `tensorrt_rtx` have in common. Networks are strongly typed: they
-calculate in the types that the ONNX says, float16 inside float32 borders (`trt.half`), or float32 throughout.
-`tensorrt` measures kernels on the GPU it builds for; `tensorrt_rtx` needs none, it leaves that to the first run.
+Written against what `tensorrt` (10.x, 11.x) and `tensorrt_rtx` have in common, and so far run with the latter alone.
+Networks are strongly typed: they calculate in the types that the ONNX says, float16 inside float32 borders
+(`trt.half`), or float32 throughout. `tensorrt` measures kernels on the GPU it builds for; `tensorrt_rtx` needs none, it
+leaves that to the first run.
 """
 
 from __future__ import annotations
@@ -66,19 +67,19 @@ def find_library() -> Library:
     """`tensorrt` where it is installed, else `tensorrt_rtx`. Raises `BuildError` where neither is, or one is broken."""
     try:
         return _import()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise BuildError(
             "neither TensorRT nor TensorRT-RTX is installed: `pip install 'pennode[gpu]'` for data centre GPUs, "
             "`pip install 'pennode[rtx]'` for RTX GPUs and to build without one; backend openvino needs neither"
         ) from error
-    except OSError as error:  # the modules load the vendor's libraries themselves
+    except (ImportError, OSError) as error:  # the modules load the vendor's libraries themselves
         raise BuildError(f"TensorRT is installed but does not load: {error}; install it anew") from error
 
 
 def _import() -> Library:
     try:
         import tensorrt
-    except ImportError:
+    except ModuleNotFoundError:
         import tensorrt_rtx
 
         return Library("tensorrt_rtx", tensorrt_rtx.__version__, tensorrt_rtx)
@@ -97,7 +98,8 @@ def choose_capability(library: Library, wanted: str | None = None) -> str:
             here = capability_here()
         except EngineError as error:
             way = f"name the GPU to build for: {', '.join(library.capabilities)}"
-            raise BuildError(f"{error}; {'tensorrt builds beside it only' if library.needs_gpu else way}") from error
+            beside = "tensorrt builds beside its GPU only, TensorRT-RTX (`pip install 'pennode[rtx]'`) without one"
+            raise BuildError(f"{error}; {beside if library.needs_gpu else way}") from error
     chosen = parse_capability(wanted) if wanted is not None else here
     if library.needs_gpu:
         if chosen != here:
@@ -247,12 +249,12 @@ def _layers(parser: Any, module: Any) -> str:
     said = []
     for number in range(parser.num_errors):
         error = parser.get_error(number)
-        why = error.desc().splitlines()[0]
+        why = (error.desc().splitlines() or [""])[0]
         if error.code() == module.ErrorCode.UNSUPPORTED_NODE:
             why = "not supported" if why in ("", "false") else f"not supported: {why}"
         where = f"layer {error.node_name()!r}, op {error.node_operator()}: " if error.node_operator() else ""
         said.append(where + why)
-    return "; ".join(said)
+    return "; ".join(said) or "it does not say why"
 
 
 def _reason(errors: list[str]) -> str:

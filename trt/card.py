@@ -99,7 +99,8 @@ def ablation_table(ablation: dict[str, Any]) -> str:
     for row in rows:
         seeds = row["seeds"].values()
         cells = [_seeds([figures[name] for figures in seeds if name in figures]) for name in names]
-        lines.append(f"| {row['row']} | {' | '.join(cells)} | {row['patch_ms']:.1f} |")
+        cost = f"{row['patch_ms']:.1f}" if "patch_ms" in row else "-"  # not measured by earlier versions
+        lines.append(f"| {row['row']} | {' | '.join(cells)} | {cost} |")
     most = max((len(row["seeds"]) for row in rows), default=0)
     over = f"mean ± sd over up to {most} seeds" if most > 1 else "one seed, no spread,"
     words = (

@@ -137,7 +137,7 @@ class OpenVinoEngine:
             part = patches[first : first + batch]
             if len(part) < batch:
                 part = np.concatenate((part, np.broadcast_to(part[-1:], (batch - len(part), *part.shape[1:]))))
-            # Shared: the network reads and writes these very arrays, and no batch is copied in or out.
+            # Shared: whole batches are handed over and come back without a copy here.
             self._request.set_output_tensor(self._tensor(logits[first : first + batch], shared_memory=True))
             self._request.infer([np.ascontiguousarray(part)], share_inputs=True, share_outputs=True)
         return logits[: len(patches)]

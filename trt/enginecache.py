@@ -117,8 +117,11 @@ def obtain(folder: Path, key: Key, model: str, build: Build) -> tuple[CachedEngi
         _write(folder / f"{key.name}.json", _encode(engine))
     if built.timings:
         path = _timings_path(folder, key)
-        with _locked(folder, path.name):
-            _write(path, hashlib.sha256(built.timings).digest() + built.timings)
+        try:
+            with _locked(folder, path.name):
+                _write(path, hashlib.sha256(built.timings).digest() + built.timings)
+        except CacheError as error:
+            log.warning("%s; the engine is in place, and the next build measures anew", error)
     return engine, built.plan
 
 
@@ -130,11 +133,18 @@ def load(folder: Path, key: Key) -> tuple[CachedEngine, bytes]:
     return found
 
 
-def record_gate(folder: Path, key: Key, gate: Gate) -> CachedEngine:
-    """Write what the gate found into the sidecar of an engine, passed or not; raises as `load`."""
+def record_gate(folder: Path, judged: CachedEngine, gate: Gate) -> CachedEngine:
+    """Write what the gate found of an engine into its sidecar, passed or not.
+
+    Raises as `load`, and `CacheError` where other bytes than those that were `judged` stand there by now.
+    """
+    key = judged.key
     load(folder, key)
     with _locked(folder, key.name):
-        engine = replace(load(folder, key)[0], gate=gate)
+        there = load(folder, key)[0]
+        if there.sha256 != judged.sha256:
+            raise CacheError(f"{folder}: engine {key.name} was built anew since it was judged; judge it again")
+        engine = replace(there, gate=gate)
         _write(folder / f"{key.name}.json", _encode(engine))
     return engine
 
@@ -249,6 +259,8 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         except BlockingIOError:
             log.info("%s: another process is at it; waiting", path)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            raise _unwritable(path, error) from error
         yield
 
 

@@ -62,7 +62,8 @@ def main(
     epoch: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = TrainConfig.epoch,
     batch: Annotated[int, typer.Option(min=1, help="Patches at each step, in every process.")] = TrainConfig.batch,
     start: Annotated[
-        Path | None, typer.Option(help="Checkpoint of another run: its weights are what this one begins with.")
+        Path | None,
+        typer.Option(help="Checkpoint of another run to begin with; give --pretrain 0 too."),
     ] = None,
     optimiser: Annotated[Optimiser, typer.Option(help="sgd: Nesterov, polynomial decay.")] = Optimiser.SGD,
     learning_rate: Annotated[float | None, typer.Option(min=1e-6, help="One that suits it, if not given.")] = None,
@@ -77,7 +78,8 @@ def main(
     plain_unet: Annotated[
         bool,
         typer.Option(
-            "--plain-unet", help="Train the plain U-Net that PENN is compared with; switches of the method do nothing."
+            "--plain-unet",
+            help="The plain U-Net that PENN is compared with: AdamW at its own rate, one slice, no pre-training.",
         ),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",

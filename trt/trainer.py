@@ -187,7 +187,8 @@ class Run:
         document = read_checkpoint(path)
         mine = {"config": asdict(self.config), "data": fingerprint(self._cases), "processes": self.world}
         for what, named in (("config", "settings"), ("data", "data"), ("processes", "numbers of processes")):
-            if document[what] != mine[what]:
+            told = {"start": ""} | document[what] if what == "config" else document[what]  # runs of before know none
+            if told != mine[what]:
                 raise DatasetError(f"{path}: is of a run with other {named}; give another --out, or remove the file")
         self.epoch, self.scores = int(document["epoch"]), list(document["scores"])
         self.average.load_state_dict(document["weights"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -77,7 +78,7 @@ def build(
     except ManifestError as error:  # the file was replaced while this ran
         raise ConfigurationError(str(error)) from error
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(_as_json(told))
 
 
 @app.command("list")
@@ -85,7 +86,7 @@ def list_engines(cache: _Cache = None, as_json: _Json = False, config: _Config =
     """List the engines in the folder: what each is for, whether it was judged, and what is wrong with it."""
     found = _entries(configuration.load(config), cache)
     if as_json:
-        typer.echo(json.dumps([asdict(entry) | {"gate_passed": _passed(entry)} for entry in found]))
+        typer.echo(_as_json([asdict(entry) | {"gate_passed": _passed(entry)} for entry in found]))
         return
     for entry in found:
         typer.echo(_line(entry))
@@ -105,7 +106,7 @@ def verify(model: _Model = None, cache: _Cache = None, as_json: _Json = False, c
             manifest.name: asdict(gate) | {"passed": gate.passed}
             for manifest, gate in zip(manifests, gates, strict=True)
         }
-        typer.echo(json.dumps({"engines": [asdict(entry) for entry in found], "openvino": judged}))
+        typer.echo(_as_json({"engines": [asdict(entry) for entry in found], "openvino": judged}))
     else:
         for entry in found:
             typer.echo(_line(entry))
@@ -182,13 +183,26 @@ def _entries(settings: Settings, cache: Path | None) -> list[Entry]:
         raise ConfigurationError(str(error), "choose another --cache") from error
 
 
+def _as_json(document: Any) -> str:
+    """JSON that every reader takes: what is not finite, as a difference of logits with NaN among them, is null."""
+    return json.dumps(_finite(document), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _passed(entry: Entry) -> bool | None:
     return entry.engine.gate.passed if entry.engine and entry.engine.gate else None
 
 
 def _line(entry: Entry) -> str:
     if entry.engine is None:
-        return f"{entry.name}  DAMAGED: {entry.fault}; the next build replaces it"
+        return f"{entry.name}  DAMAGED: {entry.fault}; build it again, or delete its files"
     engine, gate = entry.engine, {None: "not judged yet", True: "passed", False: "FAILED"}[_passed(entry)]
     batch = engine.key.shape[0]
     return (

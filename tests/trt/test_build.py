@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 from onnx import helper
@@ -19,6 +20,7 @@ from trt.build import (
     BuildError,
     BuildPrecision,
     Library,
+    _layers,
     build_engine,
     choose_capability,
     find_library,
@@ -122,6 +124,30 @@ def test_what_progress_raises_ends_the_build_and_harms_none_after_it(
     with pytest.raises(kind, match="enough"):
         build_engine(tiny, rtx, key(tiny, rtx), progress=stop)
     assert built(tiny, rtx).plan == wanted
+
+
+def test_a_build_that_is_stopped_does_not_run_on(rtx: Library) -> None:
+    """The shipped model, whose build has steps enough to be stopped between."""
+
+    def stop(_phase: str, _done: int, _steps: int) -> None:
+        raise KeyboardInterrupt
+
+    manifest = load()
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(manifest, rtx, key_for(manifest, rtx, "SM86", batch=8, precision="f32"), progress=stop)
+    assert "BuildCanceled" in "".join(logger(rtx.module).errors)
+
+
+def test_a_refusal_without_words_is_one_all_the_same(rtx: Library) -> None:
+    silent = SimpleNamespace(
+        num_errors=1,
+        get_error=lambda _: SimpleNamespace(
+            desc=lambda: "", code=lambda: rtx.module.ErrorCode.UNSUPPORTED_NODE, node_name=lambda: "n",
+            node_operator=lambda: "Odd",
+        ),
+    )  # fmt: skip
+    assert _layers(silent, rtx.module) == "layer 'n', op Odd: not supported"
+    assert _layers(SimpleNamespace(num_errors=0), rtx.module) == "it does not say why"
 
 
 def test_a_cancelled_build_ends_at_its_next_step(rtx: Library, tiny: Manifest) -> None:
@@ -230,7 +256,7 @@ def test_a_gpu_that_the_library_leaves_out_names_the_way_out(rtx: Library) -> No
 def test_without_a_gpu_one_must_be_named(rtx: Library) -> None:
     with pytest.raises(BuildError, match=r"NVIDIA driver.*; name the GPU to build for: SM75, SM80, SM86"):
         choose_capability(rtx)
-    with pytest.raises(BuildError, match=r"NVIDIA driver.*; tensorrt builds beside it only"):
+    with pytest.raises(BuildError, match=r"NVIDIA driver.*; tensorrt builds beside its GPU only"):
         choose_capability(Library("tensorrt", "11.4", rtx.module), "SM90")
 
 
@@ -264,8 +290,15 @@ def test_tensorrt_is_taken_before_its_sister_and_none_is_told(rtx: Library, monk
         find_library()
 
 
-def test_a_library_that_does_not_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tensorrt.py").write_text("import ctypes\nctypes.CDLL('libnothing_of_the_kind.so.1')\n")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "import ctypes\nctypes.CDLL('libnothing_of_the_kind.so.1')\n",
+        "raise ImportError('libnothing_of_the_kind.so.1: cannot open shared object file')\n",
+    ],
+)
+def test_a_library_that_does_not_load_is_told(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt.py").write_text(fault)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with pytest.raises(BuildError, match=r"does not load: libnothing_of_the_kind\.so\.1: .*; install it anew"):

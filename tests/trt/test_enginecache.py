@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 from tests.harness import until
 from tests.models import library, small, write
 from trt.build import Library, build_engine, key_for
-from trt.enginecache import Built, CacheError, Key, entries, load, obtain, record_gate
+from trt.enginecache import Built, CachedEngine, CacheError, Key, entries, load, obtain, record_gate
 from trt.gate import Gate, GateError, require
 from trt.manifest import Manifest
 from trt.manifest import load as load_manifest
@@ -246,7 +245,7 @@ def test_what_the_gate_found_stays_with_the_engine(folder: Path, key: Key, build
     engine, plan = obtain(folder, key, "small", builds)
     with pytest.raises(GateError, match="never compared"):
         require(engine.gate, key.name)
-    record_gate(folder, key, PASSED)
+    record_gate(folder, engine, PASSED)
     found, again = obtain(folder, key, "small", no_build)
     assert again == plan
     assert found == dataclasses.replace(engine, gate=PASSED)
@@ -254,31 +253,34 @@ def test_what_the_gate_found_stays_with_the_engine(folder: Path, key: Key, build
 
 
 def test_a_gate_that_failed_is_kept_too(folder: Path, key: Key, builds: Builds) -> None:
-    obtain(folder, key, "small", builds)
+    engine, _ = obtain(folder, key, "small", builds)
     failed = dataclasses.replace(PASSED, largest_difference=float("inf"))
-    assert record_gate(folder, key, failed).gate == failed
+    assert record_gate(folder, engine, failed).gate == failed
     assert load(folder, key)[0].gate == failed
     with pytest.raises(GateError, match="does not serve"):
         require(load(folder, key)[0].gate, key.name)
 
 
 def test_an_engine_built_anew_is_judged_anew(folder: Path, key: Key, builds: Builds) -> None:
-    obtain(folder, key, "small", builds)
-    record_gate(folder, key, PASSED)
+    engine, _ = obtain(folder, key, "small", builds)
+    record_gate(folder, engine, PASSED)
     damage(folder / f"{key.name}.engine")
     with pytest.raises(CacheError, match="damaged"):
-        record_gate(folder, key, PASSED)
-    assert obtain(folder, key, "small", builds)[0].gate is None
+        record_gate(folder, engine, PASSED)
+    assert obtain(folder, key, "small", lambda _: Built(b"another plan", b"", {}))[0].gate is None
+    with pytest.raises(CacheError, match="built anew since it was judged"):
+        record_gate(folder, engine, PASSED)
+    assert load(folder, key)[0].gate is None
 
 
 def test_no_engine_no_gate(folder: Path, key: Key) -> None:
     with pytest.raises(CacheError, match="no engine"):
-        record_gate(folder, key, PASSED)
+        record_gate(folder, CachedEngine(key, "small", "0" * 64, 1, {}), PASSED)
     assert not folder.exists()
 
 
 CHILD = """
-import json, sys, time
+import json, logging, sys, time
 from pathlib import Path
 from tests.models import library
 from trt.build import build_engine, key_for
@@ -290,13 +292,16 @@ folder, model, diary, seconds = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.a
 manifest = dataclasses.replace(
     trt.manifest.load(), path=model, digest=trt.manifest.sha256(model), patch=(16, 16), finder=None
 )
+logging.basicConfig(filename=diary, format="%(message)s", level=logging.INFO)
 rtx = library()
 key = key_for(manifest, rtx, "SM86", batch=4, precision="f16")
 
 def build(timings):
     with diary.open("a") as file:
         file.write("begun\\n")
-    time.sleep(seconds)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not diary.with_name("go").exists():
+        time.sleep(0.05)
     return build_engine(manifest, rtx, key, timings=timings)
 
 engine, plan = obtain(folder, key, "small", build)
@@ -315,13 +320,19 @@ def begun(diary: Path) -> int:
     return diary.read_text().count("begun") if diary.exists() else 0
 
 
+def waits(diary: Path) -> bool:
+    return "another process is at it; waiting" in diary.read_text()
+
+
 def test_two_processes_never_build_the_same_engine(
     folder: Path, key: Key, tiny: Manifest, builds: Builds, tmp_path: Path
 ) -> None:
     diary = tmp_path / "diary"
-    first = child(folder, tiny, diary, 3)
+    first = child(folder, tiny, diary, 60)
     until(lambda: begun(diary) == 1, "the first build begins", 120)
     second = child(folder, tiny, diary, 0)
+    until(lambda: waits(diary), "the second process waits", 120)
+    (tmp_path / "go").touch()
     told = [process.communicate(timeout=120)[0].strip() for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
     assert begun(diary) == 1
@@ -350,8 +361,7 @@ def test_a_killed_holder_gives_its_lock_back(
     holder = child(folder, tiny, diary, 600)
     until(lambda: begun(diary) == 1, "the build begins", 120)
     waiting = child(folder, tiny, diary, 0)
-    time.sleep(2)
-    assert waiting.poll() is None
+    until(lambda: waits(diary), "the second process waits", 120)
     assert begun(diary) == 1
     holder.send_signal(signal.SIGKILL)
     told, _ = waiting.communicate(timeout=120)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,6 +46,13 @@ def run(*words: str | Path) -> Result:
 
 def engines(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.engine"))
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def test_engines_are_built_once_for_each_gpu_named(state: Path) -> None:
@@ -100,10 +109,13 @@ def test_the_list_tells_what_is_there_and_what_is_wrong(state: Path) -> None:
     assert listed.exit_code == 0
     assert listed.stdout.count("gate: not judged yet") == 2
     assert f"{key.name}  penn-spine " in listed.stdout
-    record_gate(state / "engines", key, Gate("openvino 1 f32", "0" * 64, 8, 4, 0.9999, 0.02, 0.999, 0.1))
+    engine, _ = load_engine(state / "engines", key)
+    record_gate(state / "engines", engine, Gate("openvino 1 f32", "0" * 64, 8, 4, 0.9999, 0.02, 0.999, 0.1))
     assert run("list").stdout.count("gate: passed") == 1
-    record_gate(state / "engines", key, Gate("openvino 1 f32", "0" * 64, 8, 4, 0.9, 0.02, 0.999, 0.1))
+    record_gate(state / "engines", engine, Gate("openvino 1 f32", "0" * 64, 8, 4, 0.9, math.inf, 0.999, 0.1))
     assert run("list").stdout.count("gate: FAILED") == 1
+    gates = [item["engine"]["gate"] for item in strict(run("list", "--json").stdout)]
+    assert [gate["largest_difference"] for gate in gates if gate] == [None]
     path = state / "engines" / f"{key.name}.engine"
     path.write_bytes(path.read_bytes()[:1000])
     assert "DAMAGED" in run("list").stdout
@@ -146,6 +158,8 @@ def test_verify_fails_where_openvino_does_not_pass(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert f"penn-spine {load().version} on openvino f32: FAILED" in done.stdout
     assert f"penn-spine-finder {load().version} on openvino f32: passed" in done.stdout
+    told = strict(run("verify", "--model", folder, "--json").stdout)["openvino"]["penn-spine"]
+    assert (told["passed"], told["largest_difference"]) == (False, None)
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
