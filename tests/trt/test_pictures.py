@@ -21,7 +21,7 @@ LABELS = (Label(1, "vertebra"), Label(2, "spinal canal"), Label(3, "disc"), Labe
 
 
 def scored(name: str, dice: float, rendering: Rendering = Rendering.ACQUIRED) -> Score:
-    labels = {"vertebra": LabelScore(dice, 0.0, 0.0)}
+    labels = {"vertebra": LabelScore(dice, 1.0, 0.0, 0.0)}
     return Score(name, name, rendering, str(rendering), labels, Counts(1, 0, 0, 0), {}, {}, None, 1.0)
 
 
