@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 
 from trt.dataset import DatasetError
+from trt.manifest import sha256
 from trt.penn import Penn, PennConfig
 from trt.recipes import TrainConfig
 from trt.renditions import Mixture
 
 KEPT = frozenset({"config", "data", "processes", "epoch", "scores", "weights", "parts", "optimiser"})
-
 
 # What torch's reader meets in a damaged file, it raises.
 DAMAGE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, UnpicklingError)
@@ -52,14 +51,12 @@ def load_checkpoint(path: Path) -> tuple[Penn, TrainConfig, int]:
 def lineage(config: TrainConfig, steps: int, path: Path) -> str:
     """How the weights of a checkpoint came to be, in one line: every run that led to them, and the file's sha256."""
     before = f"{config.start}; then " if config.start else ""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     mixture = config.mixture
     return (
         f"{before}{steps} steps of {config.batch} patches with seed {config.seed}, pre-training {config.pretrain:.0%}, "
         f"{config.optimiser} at {config.learning_rate:g}, renditions "
         f"{mixture.t1_like:.0%} T1-like, {mixture.synthetic:.0%} synthetic, {mixture.lesions:.0%} with lesions "
-        f"(sha256 {digest[:12]})"
+        f"(sha256 {sha256(path)[:12]})"
     )
 
 
