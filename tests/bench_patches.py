@@ -172,7 +172,7 @@ def table(rows: list[Row], patches: int, title: str) -> Table:
             row.precision,
             f"{wall:.2f}",
             f"{statistics.median(row.cpu_s):.2f}",
-            "" if "whole" in row.name or "spine" in row.name else f"{patches / wall:.0f}",
+            "" if "whole" in row.name or "serves" in row.name else f"{patches / wall:.0f}",
             f"{statistics.median(row.wall_ratio):.2f}",
             f"{statistics.median(row.cpu_ratio):.2f}",
             "" if row.alike is None else f"{100 * row.alike:.2f}",

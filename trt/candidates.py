@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trt.decision import decide
 from trt.extraction import Extraction, select
+from trt.fitting import fit
 from trt.manifest import Manifest
 from trt.patches import Array, Predict, normalise, predict_slices
 from trt.trials import Trial
@@ -20,13 +21,17 @@ Mask = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model made ready to be tried; `predict` may be any callable. `overlap` as the manifest has it if None."""
+    """A model made ready to be tried; `predict` may be any callable. `overlap` as the manifest has it if None.
+
+    `flexible` tells whether `predict` takes patches of any multiple of the manifest's stride; see `trt.fitting`.
+    """
 
     manifest: Manifest
     predict: Predict
     overlap: float | None = None
     extraction: Extraction = "all"
     finder: Predict | None = None
+    flexible: bool = False
 
     def segment(self, trial: Trial) -> tuple[Mask, float]:
         """The mask of a trial, and the seconds it took."""
@@ -38,6 +43,7 @@ class Candidate:
             overlap=self.overlap,
             extraction=self.extraction,
             finder=self.finder,
+            flexible=self.flexible,
             spacing=trial.spacing,
         )
         return found, time.perf_counter() - began
@@ -52,22 +58,26 @@ def segment(
     batch: int = 8,
     extraction: Extraction = "all",
     finder: Predict | None = None,
+    flexible: bool = False,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Mask:
     """Label values (Z, Y, X) uint8 of an image (Z, Y, X) on the model's grid, any real dtype and unit.
 
     `spacing` (z, y, x) in mm tells what is too small a part of a label that has a least volume.
-    `extraction` tells where the model runs, by `finder` where it asks for one; see `trt.extraction.select`.
+    `extraction` tells where the model runs, by `finder` where it asks for one; see `trt.extraction.select`. Patches
+    are fitted to that where `predict` is `flexible`; see `trt.fitting.fit`.
     """
     volume = normalise(image, manifest.normalisation)
+    region = select(volume, manifest, extraction, finder, batch=batch).region
+    fitted = fit(volume.shape, region, manifest, flexible=flexible, overlap=overlap, batch=batch)
     slices = predict_slices(
         volume,
         predict,
-        patch=manifest.patch,
+        patch=fitted.patch,
         channels=manifest.channels,
-        overlap=manifest.overlap if overlap is None else overlap,
-        batch=batch,
-        region=select(volume, manifest, extraction, finder, batch=batch).region,
+        overlap=fitted.overlap,
+        batch=fitted.batch,
+        region=region,
     )
     return decide(slices, volume.shape, manifest.labels, math.prod(spacing))
 

@@ -5,6 +5,7 @@ EngineError is raised for a backend that does not exist or is not there, and for
 
 from __future__ import annotations
 
+import math
 import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args
@@ -26,9 +27,13 @@ class EngineError(RuntimeError):
 
 
 class Engine(Protocol):
-    """Patches (N, C, H, W) float32 to logits (N, K, H, W) float32, for one thread at a time."""
+    """Patches (N, C, H, W) float32 to logits (N, K, H, W) float32, for one thread at a time.
+
+    `flexible` tells whether H and W may be any multiples of the manifest's stride; else they are those of its patch.
+    """
 
     backend: str
+    flexible: bool
 
     def __call__(self, patches: Array) -> Array:
         """Logits of any number of patches, in a new array; `ValueError` when shape or dtype do not fit the model."""
@@ -62,7 +67,7 @@ def open_engine(
     batch: int = 8,
     precision: Precision = "f32",
 ) -> Engine:
-    """Compile the model for `batch` patches at a time on `threads` CPU threads (all cores by default) and run it once.
+    """Open the model for `batch` patches at a time on `threads` CPU threads (all cores by default) and run it once.
 
     Raises `EngineError` for an unknown or missing backend or a precision the device lacks, `ValueError` for numbers
     below one.
@@ -88,7 +93,7 @@ def require_backend(backend: str) -> None:
 
 
 class OpenVinoEngine:
-    """The model on the CPU by OpenVINO, compiled for one batch size."""
+    """The model on the CPU by OpenVINO; no call of it holds more pixels than `batch` patches of the manifest's size."""
 
     backend = "openvino"
 
@@ -109,38 +114,50 @@ class OpenVinoEngine:
         }
         self._manifest, self._version, self._threads = manifest, openvino.get_version(), threads
         self._tensor = openvino.Tensor
-        self._shape = (batch, manifest.channels, *manifest.patch)
-        self._answer = (batch, manifest.classes, *manifest.patch)
+        self._batch, self._most = batch, batch * math.prod(manifest.patch)  # patches, and pixels, at a time
+        self.flexible = manifest.stride is not None
         try:
             model = core.read_model(manifest.path)
-            model.reshape(list(self._shape))
+            # Of any number, and where the model allows it any size: the kernels of new shapes are made as they come.
+            model.reshape([-1, manifest.channels, *([-1, -1] if self.flexible else manifest.patch)])
             compiled = core.compile_model(model, "CPU", settings)
             self._device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
             self._precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             self._request: openvino.InferRequest | None = compiled.create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"{manifest.path}: OpenVINO refuses the model: {error}") from error
-        found = tuple(compiled.output(0).get_shape())
-        if len(compiled.outputs) != 1 or found != self._answer:
-            raise EngineError(f"{manifest.path}: answers {found}, the manifest promises {self._answer}")
-        self(np.zeros(self._shape, np.float32))  # the first run allocates and tunes
+        sample = np.zeros((batch, manifest.channels, *manifest.patch), np.float32)
+        promised = (batch, manifest.classes, *manifest.patch)
+        answers = list(self._request.infer([sample]).values())  # the first run allocates and tunes
+        if len(answers) != 1 or answers[0].shape != promised:
+            found = [answer.shape for answer in answers]
+            raise EngineError(f"{manifest.path}: answers {found}, the manifest promises {promised}")
 
     def __call__(self, patches: Array) -> Array:
         """Logits (N, K, H, W) of patches (N, C, H, W); see `Engine`."""
         if self._request is None:
             raise EngineError("the engine is closed")
-        if patches.ndim != 4 or patches.shape[1:] != self._shape[1:] or patches.dtype != np.float32:
-            raise ValueError(f"patches must be (N, {self._shape[1:]}) float32, not {patches.shape} {patches.dtype}")
-        batch = self._shape[0]
-        logits = np.empty((-(-len(patches) // batch) * batch, *self._answer[1:]), np.float32)
-        for first in range(0, len(logits), batch):
-            part = patches[first : first + batch]
-            if len(part) < batch:
-                part = np.concatenate((part, np.broadcast_to(part[-1:], (batch - len(part), *part.shape[1:]))))
-            # Shared: whole batches are handed over and come back without a copy here.
-            self._request.set_output_tensor(self._tensor(logits[first : first + batch], shared_memory=True))
-            self._request.infer([np.ascontiguousarray(part)], share_inputs=True, share_outputs=True)
-        return logits[: len(patches)]
+        self._require(patches)
+        sides = patches.shape[2:]
+        logits = np.empty((len(patches), self._manifest.classes, *sides), np.float32)
+        batch = max(self._most // math.prod(sides), 1)
+        for first in range(0, len(patches), batch):
+            part = slice(first, first + batch)
+            # Shared: batches are handed over and come back without a copy here.
+            self._request.set_output_tensor(self._tensor(logits[part], shared_memory=True))
+            self._request.infer([np.ascontiguousarray(patches[part])], share_inputs=True, share_outputs=True)
+        return logits
+
+    def _require(self, patches: Array) -> None:
+        channels, patch, stride = self._manifest.channels, self._manifest.patch, self._manifest.stride
+        if patches.dtype == np.float32 and patches.ndim == 4 and patches.shape[1] == channels:
+            height, width = patches.shape[2:]
+            if (height, width) == patch or (stride and min(height, width) > 0 == height % stride == width % stride):
+                return
+        sides = f"sides that are multiples of {stride}" if stride else f"sides of {patch}"
+        raise ValueError(
+            f"patches must be (N, {channels}, H, W) float32 with {sides}, not {patches.shape} {patches.dtype}"
+        )
 
     def describe(self) -> dict[str, str]:
         """What runs; see `Engine`."""
@@ -151,7 +168,7 @@ class OpenVinoEngine:
             "device": self._device,
             "precision": self._precision,
             "threads": str(self._threads),
-            "batch": str(self._shape[0]),
+            "batch": str(self._batch),
         }
 
     def close(self) -> None:

@@ -170,6 +170,7 @@ def main(
                     overlap,
                     "tissue" if extraction == "spine" and finder is None else extraction,
                     finder,
+                    engine.flexible,
                 )
                 for manifest, engine, finder in zip(manifests, engines, finders, strict=True)
             ]

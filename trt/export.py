@@ -52,7 +52,7 @@ DEFAULTS: dict[str, Any] = {
     ),
     "intended_use": "For research, not for diagnosis.",
 }
-MEASURED = frozenset({"sha256", "patch", "channels", "spacing_mm", "normalisation", "validation"})
+MEASURED = frozenset({"sha256", "patch", "channels", "stride", "spacing_mm", "normalisation", "validation"})
 """What the checkpoint knows and nobody is asked for."""
 
 
@@ -207,6 +207,7 @@ def write_model(
         "patch": [config.patch, config.patch],
         "spacing_mm": list(config.pixels),
         "channels": network.config.channels,
+        "stride": network.config.stride,
         "normalisation": {**asdict(NORMALISATION), "clip": list(NORMALISATION.clip)},
         "validation": {},
     }

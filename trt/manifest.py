@@ -46,7 +46,7 @@ FIELDS = frozenset(
     {"name", "version", "sha256", "labels", "patch", "channels", "spacing_mm", "normalisation", "overlap", "validation"}
     | set(TEXTS)
 )
-OPTIONAL = frozenset({"finder"})
+OPTIONAL = frozenset({"finder", "stride"})
 
 
 class ManifestError(ValueError):
@@ -101,6 +101,7 @@ class Manifest:
     intended_use: str
     validation: Mapping[str, Any]
     finder: Finder | None = None  # without one, the model runs everywhere but in air
+    stride: int | None = None  # patches may have sides of any multiple of it; without one, only those of `patch`
 
     @property
     def classes(self) -> int:
@@ -190,6 +191,9 @@ def parse(fields: object, path: Path) -> Manifest:
     patch = pair("patch", "two sides in whole pixels (y, x)")
     if any(side % 1 for side in patch):
         raise refuse("patch", "two sides in whole pixels (y, x)")
+    stride = fields.get("stride")
+    if stride is not None and (type(stride) is not int or stride < 1 or any(side % stride for side in patch)):
+        raise refuse("stride", "a whole number of pixels that the sides of patch are multiples of")
     channels, overlap = fields["channels"], fields["overlap"]
     if type(channels) is not int or channels < 1 or channels % 2 == 0:
         raise refuse("channels", "an odd number of neighbouring slices")
@@ -218,6 +222,7 @@ def parse(fields: object, path: Path) -> Manifest:
         **{field: text(field, r"(?s).*\S.*", "text that is not empty") for field in TEXTS},
         validation=as_object(fields["validation"], refuse("validation", "an object of measured figures")),
         finder=parse_finder(fields["finder"], path) if "finder" in fields else None,
+        stride=stride,
     )
 
 

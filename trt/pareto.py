@@ -1,4 +1,4 @@
-"""What extraction and overlap cost, and what they are worth: `python -m trt.pareto --data DIR`.
+"""What extraction, patch size and overlap cost, and what they are worth: `python -m trt.pareto --data DIR`.
 
 Every combination segments every patient held back, in turn, and its cost is in CPU seconds, so that what else the
 machine does falls on none of them. Prints one table as Markdown, or JSON.
@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -23,17 +23,23 @@ from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.decision import decide
 from trt.engine import EngineError, open_engine
 from trt.extraction import Extraction, finder_model, select
+from trt.fitting import fit
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
 from trt.metrics import dice
-from trt.patches import Predict, count_patches, normalise, predict_slices
+from trt.patches import Predict, normalise, predict_slices
 
 OVERLAPS = (0.0, 0.125, 0.25, 0.5)
 EXTRACTIONS: tuple[Extraction, ...] = ("all", "tissue", "spine")
+
+Choice: TypeAlias = tuple[Extraction, float, bool]
+"""Where the model runs, the overlap, and whether patches are fitted."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """One series at one choice. `dice` by label name, NaN where the truth holds none; `kept` of the foreground, 0..1.
+
+    Patches were the model's own, or `fitted` to the series; `pixels` of all of them were run.
 
     `cpu_s`, of all threads, run from the normalised volume to the mask; `select_s` of them before the first patch.
     """
@@ -41,7 +47,9 @@ class Trial:
     patient: str
     extraction: Extraction
     overlap: float
+    fitted: bool
     patches: int
+    pixels: int
     cpu_s: float
     select_s: float
     kept: float
@@ -54,7 +62,9 @@ class Row:
 
     extraction: Extraction
     overlap: float
+    fitted: bool
     patches: float
+    pixels: float
     cpu_s: float
     select_s: float
     kept: float
@@ -62,16 +72,22 @@ class Row:
     mean: float
 
 
-def attempt(
-    case: Case, manifest: Manifest, predict: Predict, finder: Predict | None, extraction: Extraction, overlap: float
-) -> Trial:
+def attempt(case: Case, manifest: Manifest, predict: Predict, finder: Predict | None, choice: Choice) -> Trial:
     """Segment a case, on the model's grid, and judge it."""
+    extraction, overlap, fitted = choice
     image = normalise(case.image, manifest.normalisation)
     began = time.process_time()
     region = select(image, manifest, extraction, finder).region
     selected = time.process_time()
+    found = fit(image.shape, region, manifest, flexible=fitted, overlap=overlap)
     slices = predict_slices(
-        image, predict, patch=manifest.patch, channels=manifest.channels, overlap=overlap, region=region
+        image,
+        predict,
+        patch=found.patch,
+        channels=manifest.channels,
+        overlap=found.overlap,
+        batch=found.batch,
+        region=region,
     )
     mask = decide(slices, image.shape, manifest.labels, math.prod(case.spacing))
     ended = time.process_time()
@@ -81,7 +97,9 @@ def attempt(
         patient=case.name,
         extraction=extraction,
         overlap=overlap,
-        patches=count_patches(image.shape, manifest.patch, overlap, region),
+        fitted=fitted,
+        patches=found.patches,
+        pixels=found.pixels,
         cpu_s=ended - began,
         select_s=selected - began,
         kept=float(inside.sum() / spine.sum()) if spine.any() else 1.0,
@@ -94,9 +112,9 @@ def attempt(
 
 def summarise(trials: Iterable[Trial]) -> list[Row]:
     """One row for each choice, in the order in which they first come."""
-    choices: dict[tuple[Extraction, float], list[Trial]] = {}
+    choices: dict[Choice, list[Trial]] = {}
     for trial in trials:
-        choices.setdefault((trial.extraction, trial.overlap), []).append(trial)
+        choices.setdefault((trial.extraction, trial.overlap, trial.fitted), []).append(trial)
     return [_row(group) for group in choices.values()]
 
 
@@ -107,7 +125,9 @@ def _row(trials: Sequence[Trial]) -> Row:
     return Row(
         extraction=trials[0].extraction,
         overlap=trials[0].overlap,
+        fitted=trials[0].fitted,
         patches=statistics.fmean(trial.patches for trial in trials),
+        pixels=statistics.fmean(trial.pixels for trial in trials),
         cpu_s=statistics.fmean(trial.cpu_s for trial in trials),
         select_s=statistics.fmean(trial.select_s for trial in trials),
         kept=min(trial.kept for trial in trials),
@@ -119,11 +139,23 @@ def _row(trials: Sequence[Trial]) -> Row:
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a table."""
     names = list(rows[0].dice)
-    heads = ["extraction", "overlap", "patches", "CPU s", "of them selecting", *names, "mean", "kept, worst"]
+    heads = [
+        "extraction",
+        "patch",
+        "overlap",
+        "patches",
+        "megapixels",
+        "CPU s",
+        "of them selecting",
+        *names,
+        "mean",
+        "kept, worst",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         figures = [f"{row.dice.get(name, math.nan):.4f}" for name in names]
-        cells = [f"{row.overlap:g}", f"{row.patches:.0f}", f"{row.cpu_s:.2f}", f"{row.select_s:.2f}", *figures]
+        run = [f"{row.overlap:g}", f"{row.patches:.0f}", f"{row.pixels / 1e6:.2f}"]
+        cells = ["fitted" if row.fitted else "own", *run, f"{row.cpu_s:.2f}", f"{row.select_s:.2f}", *figures]
         lines.append("| " + " | ".join([row.extraction, *cells, f"{row.mean:.4f}", f"{row.kept:.5f}"]) + " |")
     return "\n".join(lines)
 
@@ -134,7 +166,7 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every series in it.")] = False,
 ) -> None:
-    """Patches, CPU seconds, Dice and share kept for every extraction and overlap, on the patients held back."""
+    """Patches, CPU seconds, Dice and share kept for every choice of patches, on the patients held back."""
     with ExitStack() as stack:
         try:
             manifest = load(model)
@@ -148,8 +180,10 @@ def main(
         except (ManifestError, DatasetError, EngineError) as error:
             raise typer.BadParameter(str(error)) from error
         wanted = EXTRACTIONS if finder is not None else EXTRACTIONS[:-1]
-        choices = list(product(wanted, OVERLAPS))
-        trials = [attempt(case, manifest, engine, finder, *choice) for case in cases for choice in choices]
+        choices: list[Choice] = list(product(wanted, OVERLAPS, (False,)))
+        if engine.flexible:
+            choices += [(extraction, manifest.overlap, True) for extraction in wanted]
+        trials = [attempt(case, manifest, engine, finder, choice) for case in cases for choice in choices]
     rows = summarise(trials)
     if as_json:
         report = {"model": f"{manifest.name} {manifest.version}", "rows": rows, "trials": trials}

@@ -157,9 +157,9 @@ def predict_slices(
     beside the volume, but for the places, does not grow with the number of slices. What is yielded is the caller's.
 
     `volume` is (Z, Y, X) float32, already normalised. A patch's channels are its neighbouring slices, the outermost
-    slice repeated beyond the ends. `predict` sees `batch` patches at each call, the last call filled up with repeats;
-    it may keep or return its argument. Slices smaller than a patch are padded with their edge pixels, in a copy of the
-    volume, and the padding is cut off again.
+    slice repeated beyond the ends. `predict` sees `batch` patches at each call, at the last one the rest; it may keep
+    or return its argument. Slices smaller than a patch are padded with their edge pixels, in a copy of the volume, and
+    the padding is cut off again.
 
     With a `region` only the patches that cover it run, and all voxels outside it are background: `BACKGROUND` for class
     0, 0 for the others. One patch runs even where it is empty: the network alone knows its number of classes.
@@ -228,10 +228,10 @@ def _slices(
     underway: dict[int, tuple[Array, Array]] = {}  # by z: means (K, Y, X) and the weights they are of (Y, X)
     classes, done, ready = 0, 0, 0
     while now := list(islice(chosen, batch)):
-        where = np.array(now + now[-1:] * (batch - len(now)), dtype=np.intp)  # (N, 3)
+        where = np.array(now, dtype=np.intp)  # (N, 3)
         slices = np.clip(where[:, :1] + offsets, 0, depth - 1)  # (N, C)
         logits = predict(windows[slices, where[:, 1:2], where[:, 2:]])  # (N, K, H, W)
-        _check(logits, batch, patch, classes)
+        _check(logits, len(now), patch, classes)
         classes = logits.shape[1]
         for z in {z for z, _, _ in now} - underway.keys():
             underway[z] = np.zeros((classes, *padded.shape[1:]), np.float32), np.zeros(padded.shape[1:], np.float32)
@@ -260,7 +260,7 @@ def _blend(
     """
     height, width = weight.shape
     share, moved = np.empty_like(weight), np.empty(logits.shape[1:], np.float32)
-    for (z, y, x), patch in zip(places, logits, strict=False):  # the repeats that fill a batch up have no place
+    for (z, y, x), patch in zip(places, logits, strict=True):
         mean = slices[z][0][:, y : y + height, x : x + width]
         total = slices[z][1][y : y + height, x : x + width]
         try:
@@ -291,9 +291,9 @@ def _lacking(shape: tuple[int, ...], patch: tuple[int, int]) -> list[tuple[int, 
     return [(count // 2, count - count // 2) for count in lacking]
 
 
-def _check(logits: Array, batch: int, patch: tuple[int, int], classes: int) -> None:
-    if logits.ndim != 4 or logits.shape[0] != batch or logits.shape[2:] != patch:
-        raise ValueError(f"the network returned {logits.shape} for {batch} patches of {patch}; wanted (N, K, H, W)")
+def _check(logits: Array, count: int, patch: tuple[int, int], classes: int) -> None:
+    if logits.ndim != 4 or logits.shape[0] != count or logits.shape[2:] != patch:
+        raise ValueError(f"the network returned {logits.shape} for {count} patches of {patch}; wanted (N, K, H, W)")
     if classes and logits.shape[1] != classes:
         raise ValueError(f"the network changed its number of classes to {logits.shape[1]} between two batches")
     if not np.isfinite(logits).all():

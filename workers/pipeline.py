@@ -49,7 +49,8 @@ class ResultObject:
 class Bundle:
     """What one series gave: objects, seconds per stage, millilitres per label found, and what calculated it.
 
-    `patches` were run of the `grid` that covers everything; `saved_s` estimates the seconds that this spared.
+    `patches` of `patch` (y, x) pixels were run, `share` of the pixels that run where nothing is left out; `saved_s`
+    estimates the seconds that this spared.
     """
 
     objects: tuple[ResultObject, ...]
@@ -57,7 +58,8 @@ class Bundle:
     volumes_ml: dict[str, float]
     engine: dict[str, str]
     patches: int
-    grid: int
+    patch: tuple[int, int]
+    share: float
     saved_s: float
 
 
@@ -175,6 +177,7 @@ def segment_series(
         batch=worker.batch,
         extraction=extraction,
         finder=finder,
+        flexible=engine.flexible,
         progress=progress,
         timings=timings,
     )
@@ -183,6 +186,8 @@ def segment_series(
     with timed(timings, "write"):
         # What was asked, not what was found: the parameters must be the same wherever the job is done again.
         parameters = {**description, "overlap": f"{overlap:g}", "extraction": extraction}
+        height, width = manifest.patch
+        parameters["patch"] = f"fitted from {height}x{width}" if engine.flexible else f"{height}x{width}"
         least = [f"{label.name} {label.least_mm3:g}" for label in manifest.labels if label.least_mm3]
         if least:
             parameters["least_mm3"] = ", ".join(least)
@@ -205,15 +210,17 @@ def segment_series(
         volumes_ml=volumes_ml(mask, volume, manifest),
         engine=description,
         patches=prediction.patches,
-        grid=prediction.grid,
+        patch=prediction.patch,
+        share=prediction.share,
         saved_s=prediction.saved_s,
     )
 
 
 def _tell(volume: Volume, prediction: Prediction) -> None:
     log.info(
-        "series=%s extraction=%s patches=%d of=%d saved=%.2fs",
-        volume.series_uid, prediction.extraction, prediction.patches, prediction.grid, prediction.saved_s,
+        "series=%s extraction=%s patches=%d of=%dx%d share=%.2f saved=%.2fs",
+        volume.series_uid, prediction.extraction, prediction.patches, *prediction.patch, prediction.share,
+        prediction.saved_s,
     )  # fmt: skip
     if prediction.reason:
         log.warning("series=%s all patches run: %s", volume.series_uid, prediction.reason)

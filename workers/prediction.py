@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from node.errors import EngineFailure
 from trt.decision import decide
 from trt.extraction import Extraction, select
+from trt.fitting import fit
 from trt.manifest import Manifest
-from trt.patches import NonFiniteOutput, Predict, Progress, count_patches, normalise, predict_slices
+from trt.patches import NonFiniteOutput, Predict, Progress, normalise, predict_slices
 from workers.grid import from_canonical, resampling, to_canonical, to_model, to_native
 from workers.volume import Volume
 
@@ -24,16 +25,17 @@ from workers.volume import Volume
 class Prediction:
     """A mask (frames, rows, columns) uint8 of label values on the grid of its volume, and what it took.
 
-    `extraction` is what was done in the end; `reason` says why that is less than was asked, or is empty. `patches` were
-    run of the `grid` that covers everything; `saved_s` estimates the seconds that the others would have taken, less
-    those of the selection.
+    `extraction` is what was done in the end; `reason` says why that is less than was asked, or is empty. `patches` of
+    `patch` (y, x) pixels were run, `share` of the pixels that run where nothing is left out; `saved_s` estimates the
+    seconds that the others would have taken, less those of the selection.
     """
 
     mask: NDArray[np.uint8]
     extraction: Extraction
     reason: str
     patches: int
-    grid: int
+    patch: tuple[int, int]
+    share: float
     saved_s: float
 
 
@@ -46,12 +48,14 @@ def predict_mask(
     batch: int,
     extraction: Extraction = "spine",
     finder: Predict | None = None,
+    flexible: bool = False,
     progress: Progress | None = None,
     timings: dict[str, float] | None = None,
 ) -> Prediction:
     """Predict the mask of `volume`; `finder` runs the manifest's finder, without which "spine" is "tissue".
 
-    One slice of logits at a time is on the native grid. `timings` gets the seconds of each stage.
+    Patches are fitted to what is to run where `predict` is `flexible`; see `trt.fitting.fit`. One slice of logits at a
+    time is on the native grid. `timings` gets the seconds of each stage.
 
     Raises
     ------
@@ -69,19 +73,20 @@ def predict_mask(
     try:
         with timed(timings, "select"):
             selection = select(pixels, manifest, extraction, finder, batch=batch)
-            grid = count_patches(pixels.shape, manifest.patch, overlap)
-            patches = grid
-            if selection.region is not None:
-                patches = count_patches(pixels.shape, manifest.patch, overlap, selection.region)
+            region = selection.region
+            everything, fitted = (
+                fit(pixels.shape, part, manifest, flexible=flexible, overlap=overlap, batch=batch)
+                for part in (None, region)
+            )
         with timed(timings, "predict"):
             slices = predict_slices(
                 pixels,
                 predict,
-                patch=manifest.patch,
+                patch=fitted.patch,
                 channels=manifest.channels,
-                overlap=overlap,
-                batch=batch,
-                region=selection.region,
+                overlap=fitted.overlap,
+                batch=fitted.batch,
+                region=region,
                 progress=progress,
             )
             native = ((z, to_native(logits, weights)) for z, logits in slices)
@@ -94,9 +99,10 @@ def predict_mask(
         mask=from_canonical(mask, axes, flips),
         extraction=selection.extraction,
         reason=selection.reason,
-        patches=patches,
-        grid=grid,
-        saved_s=timings["predict"] / max(patches, 1) * (grid - patches) - timings["select"],
+        patches=fitted.patches,
+        patch=fitted.patch,
+        share=fitted.pixels / everything.pixels,
+        saved_s=timings["predict"] * (everything.pixels / max(fitted.pixels, 1) - 1) - timings["select"],
     )
 
 

@@ -82,10 +82,29 @@ def test_the_engine_describes_itself(engine: Engine) -> None:
     assert facts["device"]
 
 
-@pytest.mark.parametrize("shape", [(3, 128, 128), (1, 1, 128, 128), (1, 3, 96, 128)])
+@pytest.mark.parametrize("shape", [(3, 128, 128), (1, 1, 128, 128), (1, 3, 96, 120), (1, 3, 0, 128)])
 def test_patches_of_another_shape_are_refused(engine: Engine, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="patches must be"):
         engine(np.zeros(shape, np.float32))
+
+
+def test_patches_of_any_multiple_of_the_stride_are_taken_and_give_the_same_in_any_order(
+    engine: Engine, patches: np.ndarray
+) -> None:
+    large = np.pad(patches, ((0, 0), (0, 0), (0, 48), (32, 0)))
+    first = engine(large), engine(patches)
+    again = engine(patches), engine(large)
+    assert first[0].shape == (5, load().classes, 176, 160)
+    np.testing.assert_array_equal(first[0], again[1])
+    np.testing.assert_array_equal(first[1], again[0])
+
+
+def test_a_model_without_a_stride_takes_its_own_patches_alone(patches: np.ndarray) -> None:
+    with open_engine(dataclasses.replace(load(), stride=None), threads=1, batch=2) as fixed:
+        assert not fixed.flexible
+        assert fixed(patches).shape == (5, load().classes, 128, 128)
+        with pytest.raises(ValueError, match=r"sides of \(128, 128\)"):
+            fixed(np.zeros((1, 3, 144, 128), np.float32))
 
 
 def test_patches_of_another_dtype_are_refused(engine: Engine) -> None:

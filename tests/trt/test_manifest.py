@@ -81,6 +81,16 @@ def test_a_finder_is_checked_as_the_model_is(model: Path) -> None:
         load(model)
 
 
+@pytest.mark.parametrize("stride", [0, -16, 16.0, True, "16", 24, None])
+def test_a_stride_is_a_whole_number_that_the_patch_is_a_multiple_of(model: Path, stride: Any) -> None:
+    change(model, stride=stride)
+    if stride is None:  # as where a manifest says nothing
+        assert load(model).stride is None
+        return
+    with pytest.raises(ManifestError, match="stride must be"):
+        load(model)
+
+
 def test_a_model_needs_no_finder(model: Path) -> None:
     change(model, finder=...)
     assert load(model).finder is None

@@ -186,7 +186,7 @@ def test_channels_are_the_neighbouring_slices_clamped_at_the_ends() -> None:
     np.testing.assert_array_equal(logits[:, :, 0, 0], [[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 3]])
 
 
-def test_every_call_sees_one_shape_and_progress_ends_at_the_total() -> None:
+def test_every_call_but_the_last_sees_a_whole_batch_and_progress_ends_at_the_total() -> None:
     seen, told = [], []
 
     def predict(patches: Array) -> Array:
@@ -199,7 +199,7 @@ def test_every_call_sees_one_shape_and_progress_ends_at_the_total() -> None:
     )
     total = count_patches((3, 40, 33), (16, 16), 0.5)
     assert total == 3 * 4 * 4
-    assert set(seen) == {(7, 3, 16, 16)}
+    assert seen == [(7, 3, 16, 16)] * 6 + [(6, 3, 16, 16)]
     assert told[-1] == (total, total)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 

@@ -43,6 +43,7 @@ class FormulaEngine:
     """The formula with what an engine says of itself."""
 
     backend = "formula"
+    flexible = False
 
     def __call__(self, patches):
         return formula(patches)

@@ -88,6 +88,7 @@ def brightness(patches):
 
 class Brightness:
     backend = "formula"
+    flexible = True
 
     def __call__(self, patches):
         return brightness(patches)

@@ -328,16 +328,18 @@ def test_the_spine_takes_fewer_patches_than_everything_and_gives_the_same_mask(p
         other = dataclasses.replace(pipeline, worker=settings.Worker(extraction=extraction, threads=2))
         with caplog.at_level("INFO", "workers.pipeline"):
             bundle = other.segment(paths, digest_of(paths))
+        height, width = bundle.patch
         found[extraction] = bundle, read_segmentation(bundle.objects[0].data, read_series(paths))[0]
-        assert f"extraction={extraction} patches={bundle.patches} of={bundle.grid}" in caplog.text
+        assert f"extraction={extraction} patches={bundle.patches} of={height}x{width} " in caplog.text
         item = dcmread(io.BytesIO(bundle.objects[0].data)).SegmentSequence[0]
         parameters = item.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters.split(",")
         assert f"extraction={extraction}" in parameters
         digest = f"finder_sha256={pipeline.manifest.finder.digest}"
         assert (digest in parameters) == (extraction == "spine")
     (spine, mask), (everything, whole) = found["spine"], found["all"]
-    assert everything.patches == everything.grid == spine.grid
-    assert spine.patches <= 0.75 * spine.grid
+    assert everything.share == 1
+    assert spine.share <= 0.75
+    assert spine.patch[0] == everything.patch[0] > pipeline.manifest.patch[0]
     assert set(spine.timings_s) == set(everything.timings_s)
     for value in (1, 2, 3):
         assert dice(mask == value, whole == value) > 0.97
@@ -355,7 +357,7 @@ def test_a_finder_that_sees_no_spine_lets_everything_run_and_says_so(tall, manif
 
     with caplog.at_level("INFO", "workers.pipeline"):
         bundle = run(tall, manifest, small.FormulaEngine(), finder=blind)
-    assert bundle.patches == bundle.grid
+    assert bundle.share == 1
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "all patches run: the finder saw 0 cm2 of spine" in warning.getMessage()
     assert "extraction=all" in caplog.text
