@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.runtimes import Runtime, Setting, compiled, eager, onnx_runtime, openvino
 from trt.decision import decide
 from trt.engine import EngineError, Precision, open_engine
 from trt.extraction import finder_model, select
@@ -20,25 +21,12 @@ from trt.fitting import fit
 from trt.manifest import Manifest
 from trt.patches import Array, Predict, bell, count_patches, predict_slices, starts
 
-if TYPE_CHECKING:
-    import torch
-
 Shape = tuple[int, int, int]
 Mask = NDArray[np.uint8]
 Run = Callable[[Array], Mask | None]
+Way = Callable[[Runtime, Setting, Shape], AbstractContextManager[Run]]
 
 STRIDE = 32  # whole slices are padded to its multiples where a manifest tells no stride
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all contenders share; `overlap` and `batch` where they have patches."""
-
-    manifest: Manifest
-    overlap: float
-    batch: int
-    threads: int
-    precision: Precision = "f32"
 
 
 @dataclass(frozen=True)
@@ -145,113 +133,78 @@ def neighbours(volume: Array, manifest: Manifest) -> NDArray[np.intp]:
     return np.asarray(np.clip(np.arange(len(volume))[:, None] + offsets, 0, len(volume) - 1))
 
 
-def torch_network(setting: Setting) -> torch.nn.Module:
-    """The network in torch at the precision of the setting, channels last at bf16.
-
-    Raises `EngineError` when it does not calculate what OpenVINO does.
-    """
+@contextmanager
+def patches_about(runtime: Runtime, setting: Setting, shape: Shape) -> Iterator[Run]:
+    """Our pipeline about another runtime."""
     import torch
 
-    from tests.torch_network import TorchNetwork
+    with runtime(setting) as logits:
 
-    torch.set_num_threads(setting.threads)
-    rebuilt = TorchNetwork(setting.manifest.path)
-    patch = np.random.default_rng(0).random((1, setting.manifest.channels, *setting.manifest.patch), np.float32)
-    with open_engine(setting.manifest, threads=setting.threads, batch=1) as engine:
-        apart = float(np.abs(rebuilt(torch.from_numpy(patch)).numpy() - engine(patch)).max())
-    if apart > 1e-3:
-        raise EngineError(f"the network rebuilt in torch is {apart:.4f} off OpenVINO's logits")
-    if setting.precision == "bf16":
-        rebuilt = rebuilt.to(torch.bfloat16, memory_format=torch.channels_last)
-    return rebuilt
+        def predict(patches: Array) -> Array:
+            with torch.inference_mode():
+                return logits(torch.from_numpy(patches)).float().numpy()
+
+        yield patchwise(setting, predict)
 
 
 @contextmanager
-def monai(setting: Setting, shape: Shape) -> Iterator[Run]:
+def monai(runtime: Runtime, setting: Setting, shape: Shape) -> Iterator[Run]:
     """MONAI's sliding window over slices, batch by batch of them, with its Gaussian weights."""
     import torch
     from monai.inferers.utils import sliding_window_inference
 
-    rebuilt = torch_network(setting)
-    layout = torch.channels_last if setting.precision == "bf16" else torch.contiguous_format
+    with runtime(setting) as logits_of:
 
-    def predict(patches: torch.Tensor) -> torch.Tensor:
-        return rebuilt(patches.to(next(rebuilt.parameters()).dtype, memory_format=layout))
+        def run(volume: Array) -> Mask:
+            near = neighbours(volume, setting.manifest)
+            found = np.empty(volume.shape, np.uint8)
+            with torch.inference_mode():
+                for first in range(0, len(volume), setting.batch):
+                    part = slice(first, first + setting.batch)
+                    logits = sliding_window_inference(
+                        torch.from_numpy(volume[near[part]]),
+                        setting.manifest.patch,
+                        setting.batch,
+                        logits_of,
+                        overlap=setting.overlap,
+                        mode="gaussian",
+                    )
+                    found[part] = logits.argmax(1).to(torch.uint8).numpy()
+            return found
 
-    def run(volume: Array) -> Mask:
-        near = neighbours(volume, setting.manifest)
-        found = np.empty(volume.shape, np.uint8)
-        with torch.inference_mode():
-            for first in range(0, len(volume), setting.batch):
-                part = slice(first, first + setting.batch)
-                logits = sliding_window_inference(
-                    torch.from_numpy(volume[near[part]]),
-                    setting.manifest.patch,
-                    setting.batch,
-                    predict,
-                    overlap=setting.overlap,
-                    mode="gaussian",
-                )
-                found[part] = logits.argmax(1).to(torch.uint8).numpy()
-        return found
-
-    yield run
+        yield run
 
 
 @contextmanager
-def one_by_one(setting: Setting, shape: Shape) -> Iterator[Run]:
+def one_by_one(runtime: Runtime, setting: Setting, shape: Shape) -> Iterator[Run]:
     """One patch at a time into logits of the whole volume, as nnU-Net does, without its mirroring."""
     import torch
 
-    rebuilt = torch_network(setting)
     patch, overlap = setting.manifest.patch, setting.overlap
     weight = torch.from_numpy(np.multiply.outer(bell(patch[0]), bell(patch[1])).astype(np.float32))
 
-    def run(volume: Array) -> Mask:
-        image = torch.from_numpy(volume)
-        logits, total = torch.zeros(setting.manifest.classes, *volume.shape), torch.zeros(volume.shape[1:])
-        places = [(y, x) for y in starts(shape[1], patch[0], overlap) for x in starts(shape[2], patch[1], overlap)]
-        with torch.inference_mode():
-            for y, x in places:
-                total[y : y + patch[0], x : x + patch[1]] += weight
-            for z, near in enumerate(neighbours(volume, setting.manifest)):
+    with runtime(replace(setting, batch=1)) as logits_of:
+
+        def run(volume: Array) -> Mask:
+            image = torch.from_numpy(volume)
+            logits, total = torch.zeros(setting.manifest.classes, *volume.shape), torch.zeros(volume.shape[1:])
+            places = [(y, x) for y in starts(shape[1], patch[0], overlap) for x in starts(shape[2], patch[1], overlap)]
+            with torch.inference_mode():
                 for y, x in places:
-                    window = slice(y, y + patch[0]), slice(x, x + patch[1])
-                    logits[:, z, *window] += rebuilt(image[near][None, :, *window])[0] * weight
-            logits /= total
-            return logits.argmax(0).to(torch.uint8).numpy()
+                    total[y : y + patch[0], x : x + patch[1]] += weight
+                for z, near in enumerate(neighbours(volume, setting.manifest)):
+                    for y, x in places:
+                        window = slice(y, y + patch[0]), slice(x, x + patch[1])
+                        logits[:, z, *window] += logits_of(image[near][None, :, *window])[0] * weight
+                logits /= total
+                return logits.argmax(0).to(torch.uint8).numpy()
 
-    yield run
-
-
-@contextmanager
-def compiled(setting: Setting, shape: Shape) -> Iterator[Run]:
-    """Our pipeline about torch.compile, which needs a C++ compiler."""
-    import torch
-
-    rebuilt = torch.compile(torch_network(setting), dynamic=False)
-
-    def predict(patches: Array) -> Array:
-        with torch.inference_mode():
-            return rebuilt(torch.from_numpy(patches)).numpy()
-
-    try:
-        predict(np.zeros((setting.batch, setting.manifest.channels, *setting.manifest.patch), np.float32))
-    except RuntimeError as error:
-        raise EngineError(f"torch.compile does not work here: {error}") from error
-    yield patchwise(setting, predict)
+        yield run
 
 
-@contextmanager
-def onnx_runtime(setting: Setting, shape: Shape) -> Iterator[Run]:
-    """Our pipeline about ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = setting.threads
-    session = onnxruntime.InferenceSession(setting.manifest.path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    yield patchwise(setting, lambda patches: session.run(None, {name: patches})[0])
+def contender(name: str, precision: Precision, way: Way, runtime: Runtime) -> Contender:
+    """A way of cutting and blending, about a runtime."""
+    return Contender(name, precision, partial(way, runtime))
 
 
 CONTENDERS = (
@@ -259,13 +212,20 @@ CONTENDERS = (
     Contender("ours", "f32", ours),
     Contender("ours, as it serves", "f32", as_it_serves),
     Contender("whole slices, OpenVINO", "f32", whole_slices),
-    Contender("MONAI, torch", "f32", monai),
-    Contender("one patch at a time, torch", "f32", one_by_one),
-    Contender("torch.compile", "f32", compiled),
-    Contender("ONNX Runtime", "f32", onnx_runtime),
+    contender("ours, torch.compile", "f32", patches_about, compiled),
+    contender("ours, ONNX Runtime", "f32", patches_about, onnx_runtime),
+    contender("MONAI, torch", "f32", monai, eager),
+    contender("MONAI, torch.compile", "f32", monai, compiled),
+    contender("MONAI, ONNX Runtime", "f32", monai, onnx_runtime),
+    contender("MONAI, OpenVINO", "f32", monai, openvino),
+    contender("one patch at a time, torch", "f32", one_by_one, eager),
+    contender("one patch at a time, torch.compile", "f32", one_by_one, compiled),
+    contender("one patch at a time, ONNX Runtime", "f32", one_by_one, onnx_runtime),
+    contender("one patch at a time, OpenVINO", "f32", one_by_one, openvino),
     Contender("network alone", "bf16", network),
     Contender("ours", "bf16", ours),
     Contender("ours, as it serves", "bf16", as_it_serves),
     Contender("whole slices, OpenVINO", "bf16", whole_slices),
-    Contender("MONAI, torch channels_last", "bf16", monai),
+    contender("MONAI, torch channels_last", "bf16", monai, eager),
+    contender("MONAI, OpenVINO", "bf16", monai, openvino),
 )

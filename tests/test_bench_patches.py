@@ -22,7 +22,7 @@ from trt.manifest import load
 
 SETTING = Setting(load(), overlap=0.25, batch=2, threads=2)
 SHAPE = (2, 176, 144)
-QUICK = [c for c in CONTENDERS if c.name not in (BARE, "torch.compile")]  # no masks; a minute to compile
+QUICK = [c for c in CONTENDERS if c.name != BARE and "torch.compile" not in c.name]  # no mask; a minute to compile
 
 
 @pytest.mark.parametrize("contender", QUICK, ids=lambda c: f"{c.name} {c.precision}")
