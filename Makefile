@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo up test check bench bench-patches clean
+.PHONY: demo up test check bench bench-node bench-patches clean
 demo: $(VENV)/.installed-run
 	@$(BIN)/pennode demo $(ARGS)
 
@@ -20,7 +20,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-test
+bench: bench-node bench-patches
+
+bench-node: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 bench-patches: $(VENV)/.installed-test

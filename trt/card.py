@@ -2,9 +2,10 @@
 
 Words come from the template of this package, `card.md.jinja`, or from `MODEL_CARD.md.jinja` in the model's folder,
 which can extend it and say in its blocks what only the model's makers know. Every figure comes from manifest.json,
-split.json, figures.json (`trt.evaluate --record`) and, where they are there, ablation.json (`trt.ablation`) and
-training.json, an object of names and values that is shown as a table. A figure that the template asks for and no file
-has is an error, never a gap. Of the pictures, those that figures.json names are shown.
+split.json, figures.json (`trt.evaluate --record`) and, where they are there, ablation.json (`trt.ablation`),
+pareto.json (`trt.pareto --record`) and training.json, an object of names and values that is shown as a table. A figure
+that the template asks for and no file has is an error, never a gap. Of the pictures, those that figures.json names are
+shown.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trt.metrics import spread
 from trt.report import FIGURES_FILE, Report, sections, title
 
 TEMPLATES = ("MODEL_CARD.md.jinja", "card.md.jinja")
+PARETO_FILE = "pareto.json"
 PICTURES = {
     "good": "The best of the series as acquired, by mean Dice.",
     "typical": "The median one.",
@@ -61,6 +63,9 @@ def render_with(manifest: Manifest, figures: Report | None) -> str:
     """The card with `figures` in place of those of the file, or without any; raises what `render` raises."""
     folder = manifest.path.parent
     ablation, training = _read(folder / "ablation.json"), _read(folder / "training.json")
+    pareto = _read(folder / PARETO_FILE)
+    if pareto is not None and pareto.get("sha256") != manifest.digest:
+        raise CardError(f"{folder / PARETO_FILE}: figures of other weights; run trt.pareto --record again")
     try:
         split = read_split(folder / "split.json")
         environment = Environment(
@@ -79,6 +84,7 @@ def render_with(manifest: Manifest, figures: Report | None) -> str:
             sections=sections(figures) if figures else {},
             model=figures["models"][0] if figures else None,
             ablation=ablation_table(ablation) if ablation else None,
+            pareto=pareto_table(pareto) if pareto else None,
             training=_facts(training) if training else None,
             pictures={
                 name: words
@@ -111,6 +117,36 @@ def ablation_table(ablation: dict[str, Any]) -> str:
         "milliseconds are those of one CPU core in torch, to be compared with one another."
     )
     return "\n\n".join((words, "\n".join(lines)))
+
+
+def pareto_table(pareto: dict[str, Any]) -> str:
+    """What `trt.pareto` wrote: a row for each choice of where the model runs and in which patches, means over series.
+
+    `saved_s` is what the row saves beside the same patches run everywhere.
+    """
+    names = list(pareto["rows"][0]["dice"])
+    head = ["runs on", "patches", "overlap", "patches run", "megapixels", "CPU s", "saved", *names, "mean", "kept"]
+    lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' --: |' * (len(head) - 2)}"]
+    everywhere = {_patches(row): row["cpu_s"] for row in pareto["rows"] if row["extraction"] == "all"}
+    for row in pareto["rows"]:
+        saved = everywhere[_patches(row)] - row["cpu_s"]
+        run = [row["extraction"], "fitted" if row["fitted"] else "own", f"{row['overlap']:g}", f"{row['patches']:.0f}"]
+        cost = [f"{row['pixels'] / 1e6:.2f}", f"{row['cpu_s']:.2f}", f"{saved:.2f}"]
+        shares = [*(row["dice"][name] for name in names), row["mean"]]
+        cells = [*run, *cost, *(f"{100 * share:.2f}" for share in shares), f"{100 * row['kept']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    words = (
+        f"Means over {pareto['series']} series as acquired, of patients held back, on one CPU thread in "
+        f"{pareto['precision']}. The model runs on everything, on all but air, or where its finder sees the spine; in "
+        "patches of its own size, or fitted to what is to run (on everything: whole slices). Saved are CPU seconds "
+        "beside the same patches run everywhere, the search included; kept is the share of the marked spine that the "
+        "worst series keeps within what runs. All in % but seconds."
+    )
+    return "\n\n".join((words, "\n".join(lines)))
+
+
+def _patches(row: dict[str, Any]) -> tuple[bool, float]:
+    return row["fitted"], row["overlap"]
 
 
 def _seeds(values: list[float]) -> str:

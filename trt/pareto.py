@@ -1,7 +1,7 @@
 """What extraction, patch size and overlap cost, and what they are worth: `python -m trt.pareto --data DIR`.
 
 Every combination segments every patient held back, in turn, and its cost is in CPU seconds, so that what else the
-machine does falls on none of them. Prints one table as Markdown, or JSON.
+machine does falls on none of them. Prints one table as Markdown, or JSON; --record puts it into the model's card.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from trt.card import PARETO_FILE, CardError, write_card
 from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.decision import decide
 from trt.engine import EngineError, open_engine
@@ -165,6 +166,7 @@ def main(
     model: Annotated[str, typer.Option(help="Name or folder of the model; split.json beside it.")] = DEFAULT_MODEL,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, every series in it.")] = False,
+    record: Annotated[bool, typer.Option(help=f"Write {PARETO_FILE} and MODEL_CARD.md of the model.")] = False,
 ) -> None:
     """Patches, CPU seconds, Dice and share kept for every choice of patches, on the patients held back."""
     with ExitStack() as stack:
@@ -185,6 +187,14 @@ def main(
             choices += [(extraction, manifest.overlap, True) for extraction in wanted]
         trials = [attempt(case, manifest, engine, finder, choice) for case in cases for choice in choices]
     rows = summarise(trials)
+    if record:
+        figures = {"sha256": manifest.digest, "series": len(cases), "precision": engine.describe()["precision"]}
+        text = json.dumps(figures | {"rows": rows}, indent=1, default=asdict)
+        manifest.path.with_name(PARETO_FILE).write_text(text + "\n", encoding="utf-8")
+        try:
+            write_card(manifest)
+        except CardError as error:
+            raise typer.BadParameter(f"the figures are written, the card is not: {error}") from error
     if as_json:
         report = {"model": f"{manifest.name} {manifest.version}", "rows": rows, "trials": trials}
         typer.echo(json.dumps(report, indent=1, default=asdict))

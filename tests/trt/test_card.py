@@ -10,7 +10,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from trt import card
-from trt.card import CardError, ablation_table, render, write_card
+from trt.card import CardError, ablation_table, pareto_table, render, write_card
 from trt.manifest import load
 from trt.scores import SIZES, summary
 
@@ -145,3 +145,36 @@ def test_the_command_line_writes_the_card_or_says_why_not(model: Path) -> None:
     assert (model / "MODEL_CARD.md").is_file()
     (model / "split.json").unlink()
     assert CliRunner().invoke(app, ["--model", str(model)]).exit_code == 2
+
+
+def pareto_row(extraction: str, fitted: bool, cpu_s: float) -> dict[str, Any]:
+    return {
+        "extraction": extraction,
+        "overlap": 0.25,
+        "fitted": fitted,
+        "patches": 21.0,
+        "pixels": 1_070_000.0,
+        "cpu_s": cpu_s,
+        "select_s": 0.1,
+        "kept": 0.9999,
+        "dice": {"vertebra": 0.9375},
+        "mean": 0.91,
+    }
+
+
+def test_what_a_selection_saves_is_told_beside_the_same_patches_run_everywhere() -> None:
+    rows = [
+        pareto_row("all", False, 3.0),
+        pareto_row("spine", False, 2.0),
+        pareto_row("all", True, 1.5),
+        pareto_row("spine", True, 1.1),
+    ]
+    lines = pareto_table({"series": 6, "precision": "f32", "rows": rows}).splitlines()
+    assert "| spine | own | 0.25 | 21 | 1.07 | 2.00 | 1.00 | 93.75 | 91.00 | 99.990 |" in lines
+    assert "| spine | fitted | 0.25 | 21 | 1.07 | 1.10 | 0.40 | 93.75 | 91.00 | 99.990 |" in lines
+
+
+def test_a_table_of_patches_of_other_weights_is_refused(model: Path) -> None:
+    (model / "pareto.json").write_text(json.dumps({"sha256": "0" * 64, "rows": []}))
+    with pytest.raises(CardError, match=r"pareto\.json: figures of other weights"):
+        render(load(model))
