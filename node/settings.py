@@ -194,7 +194,7 @@ class Worker(Section):
     ca_file: Path | None = Field(None, description="PEM certificate authority for an https node_url")
     model: str = Field("penn-spine", description="name under trt/models, or a folder with model.onnx and manifest.json")
     backend: Literal["openvino", "tensorrt"] = "openvino"
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Literal["f32", "bf16", "int8"] = "f32"
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores")
     batch: int = Field(8, ge=1, le=512, description="patches run at once")
     time_limit_s: int = Field(1800, ge=10, description="a job that runs longer is killed and tried again")

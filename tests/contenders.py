@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tests.runtimes import Runtime, Setting, compiled, eager, onnx_runtime, openvino
 from trt.decision import decide
-from trt.engine import EngineError, Precision, open_engine
+from trt.engine import EngineError, Precision, finder_precision, open_engine
 from trt.extraction import finder_model, select
 from trt.fitting import fit
 from trt.manifest import Manifest
@@ -100,10 +100,11 @@ def as_it_serves(setting: Setting, shape: Shape) -> Iterator[Run]:
         raise EngineError(f"{setting.manifest.name} has no finder")
     with ExitStack() as stack:
         engine, finder = (
-            stack.enter_context(
-                open_engine(model, threads=setting.threads, batch=setting.batch, precision=setting.precision)
+            stack.enter_context(open_engine(model, threads=setting.threads, batch=setting.batch, precision=precision))
+            for model, precision in (
+                (setting.manifest, setting.precision),
+                (finder_model(setting.manifest), finder_precision(setting.precision)),
             )
-            for model in (setting.manifest, finder_model(setting.manifest))
         )
         yield patchwise(setting, engine, finder)
 
@@ -228,4 +229,8 @@ CONTENDERS = (
     Contender("whole slices, OpenVINO", "bf16", whole_slices),
     contender("MONAI, torch channels_last", "bf16", monai, eager),
     contender("MONAI, OpenVINO", "bf16", monai, openvino),
+    Contender("network alone", "int8", network),
+    Contender("ours", "int8", ours),
+    Contender("ours, as it serves", "int8", as_it_serves),
+    Contender("whole slices, OpenVINO", "int8", whole_slices),
 )

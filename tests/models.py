@@ -72,4 +72,6 @@ def write(model: onnx.ModelProto, folder: Path) -> Manifest:
     """The model in a folder, with the shipped model's manifest made to fit."""
     path = folder / "model.onnx"
     onnx.save(model, path)
-    return dataclasses.replace(load(), name="small", path=path, digest=sha256(path), patch=(SIDE, SIDE), finder=None)
+    return dataclasses.replace(
+        load(), name="small", path=path, digest=sha256(path), patch=(SIDE, SIDE), finder=None, quantised=None
+    )

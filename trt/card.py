@@ -125,28 +125,34 @@ def pareto_table(pareto: dict[str, Any]) -> str:
     `saved_s` is what the row saves beside the same patches run everywhere.
     """
     names = list(pareto["rows"][0]["dice"])
-    head = ["runs on", "patches", "overlap", "patches run", "megapixels", "CPU s", "saved", *names, "mean", "kept"]
-    lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' --: |' * (len(head) - 2)}"]
+    head = ["runs on", "patches", "precision", "overlap", "patches run", "megapixels", "CPU s", "saved"]
+    head += [*names, "mean", "kept"]
+    lines = [f"| {' | '.join(head)} |", f"| --- | --- | --- |{' --: |' * (len(head) - 3)}"]
     everywhere = {_patches(row): row["cpu_s"] for row in pareto["rows"] if row["extraction"] == "all"}
     for row in pareto["rows"]:
         saved = everywhere[_patches(row)] - row["cpu_s"]
-        run = [row["extraction"], "fitted" if row["fitted"] else "own", f"{row['overlap']:g}", f"{row['patches']:.0f}"]
-        cost = [f"{row['pixels'] / 1e6:.2f}", f"{row['cpu_s']:.2f}", f"{saved:.2f}"]
+        run = [row["extraction"], "fitted" if row["fitted"] else "own", row["precision"]]
+        cost = [
+            f"{row['overlap']:g}",
+            f"{row['patches']:.0f}",
+            f"{row['pixels'] / 1e6:.2f}",
+            f"{row['cpu_s']:.2f}",
+            f"{saved:.2f}",
+        ]
         shares = [*(row["dice"][name] for name in names), row["mean"]]
         cells = [*run, *cost, *(f"{100 * share:.2f}" for share in shares), f"{100 * row['kept']:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
     words = (
-        f"Means over {pareto['series']} series as acquired, of patients held back, on one CPU thread in "
-        f"{pareto['precision']}. The model runs on everything, on all but air, or where its finder sees the spine; in "
-        "patches of its own size, or fitted to what is to run (on everything: whole slices). Saved are CPU seconds "
-        "beside the same patches run everywhere, the search included; kept is the share of the marked spine that the "
-        "worst series keeps within what runs. All in % but seconds."
+        f"Means over {pareto['series']} series as acquired, of patients held back. The model runs on everything, on "
+        "all but air, or where its finder sees the spine; in patches of its own size, or fitted to what is to run (on "
+        "everything: whole slices). Saved are CPU seconds beside the same patches run everywhere, the search included; "
+        "kept is the share of the marked spine that the worst series keeps within what runs. All in % but seconds."
     )
     return "\n\n".join((words, "\n".join(lines)))
 
 
-def _patches(row: dict[str, Any]) -> tuple[bool, float]:
-    return row["fitted"], row["overlap"]
+def _patches(row: dict[str, Any]) -> tuple[bool, float, str]:
+    return row["fitted"], row["overlap"], row["precision"]
 
 
 def _seeds(values: list[float]) -> str:

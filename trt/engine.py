@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args
 
@@ -18,7 +19,7 @@ from trt.patches import Array
 if TYPE_CHECKING:
     import openvino
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
 BACKENDS = ("openvino", "tensorrt")
 
 
@@ -92,6 +93,24 @@ def require_backend(backend: str) -> None:
         raise EngineError("this version does not serve on TensorRT yet: choose backend openvino, which needs no GPU")
 
 
+def finder_precision(precision: Precision) -> Precision:
+    """What a model's finder calculates in where the model itself does in `precision`.
+
+    It is small, and has no version in eight bits: what it leaves out is lost.
+    """
+    return "f32" if precision == "int8" else precision
+
+
+def _quantised(manifest: Manifest) -> Path:
+    """The file for precision int8; `EngineError` where the model has none."""
+    if manifest.quantised is None:
+        raise EngineError(
+            f"{manifest.name} has no version in eight bits: make one by `python -m trt.quantise`, or choose another "
+            "precision"
+        )
+    return manifest.quantised.path
+
+
 class OpenVinoEngine:
     """The model on the CPU by OpenVINO; no call of it holds more pixels than `batch` patches of the manifest's size."""
 
@@ -102,6 +121,7 @@ class OpenVinoEngine:
             import openvino
         except ImportError as error:
             raise EngineError("OpenVINO is not installed: `pip install openvino`") from error
+        path = manifest.path if precision != "int8" else _quantised(manifest)
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this CPU does not calculate in bf16; choose precision f32")
@@ -109,7 +129,7 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",  # one batch at a time, on all threads; more streams hold more memory
             "INFERENCE_NUM_THREADS": str(threads),
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,  # of what is not in eight bits
             "ENABLE_CPU_PINNING": "NO",  # several workers on one host would pin themselves to the same cores
         }
         self._manifest, self._version, self._threads = manifest, openvino.get_version(), threads
@@ -117,21 +137,22 @@ class OpenVinoEngine:
         self._batch, self._most = batch, batch * math.prod(manifest.patch)  # patches, and pixels, at a time
         self.flexible = manifest.stride is not None
         try:
-            model = core.read_model(manifest.path)
+            model = core.read_model(path)
             # Of any number, and where the model allows it any size: the kernels of new shapes are made as they come.
             model.reshape([-1, manifest.channels, *([-1, -1] if self.flexible else manifest.patch)])
             compiled = core.compile_model(model, "CPU", settings)
             self._device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
-            self._precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            self._precision = precision if precision == "int8" else found
             self._request: openvino.InferRequest | None = compiled.create_infer_request()
         except RuntimeError as error:
-            raise EngineError(f"{manifest.path}: OpenVINO refuses the model: {error}") from error
+            raise EngineError(f"{path}: OpenVINO refuses the model: {error}") from error
         sample = np.zeros((batch, manifest.channels, *manifest.patch), np.float32)
         promised = (batch, manifest.classes, *manifest.patch)
         answers = list(self._request.infer([sample]).values())  # the first run allocates and tunes
         if len(answers) != 1 or answers[0].shape != promised:
-            found = [answer.shape for answer in answers]
-            raise EngineError(f"{manifest.path}: answers {found}, the manifest promises {promised}")
+            shapes = [answer.shape for answer in answers]
+            raise EngineError(f"{path}: answers {shapes}, the manifest promises {promised}")
 
     def __call__(self, patches: Array) -> Array:
         """Logits (N, K, H, W) of patches (N, C, H, W); see `Engine`."""

@@ -20,7 +20,7 @@ from rich.progress import track
 from trt.candidates import Candidate, mirrored
 from trt.card import PICTURES, render_with, write_card
 from trt.dataset import Case, DatasetError, read_folder, read_split
-from trt.engine import Engine, EngineError, Precision, open_engine
+from trt.engine import Engine, EngineError, Precision, finder_precision, open_engine
 from trt.extraction import Extraction, finder_model
 from trt.lesions import Weighting
 from trt.manifest import DEFAULT_MODEL, MAX_OVERLAP, Manifest, ManifestError, load
@@ -158,7 +158,7 @@ def main(
             cases, scored = choose_cases(data, manifests, patients, training_too)
             engines = [_open(stack, manifest, backend, precision, threads) for manifest in manifests]
             finders = [
-                _open(stack, finder_model(manifest), backend, precision, threads)
+                _open(stack, finder_model(manifest), backend, finder_precision(precision), threads)
                 if extraction == "spine" and manifest.finder
                 else None
                 for manifest in manifests

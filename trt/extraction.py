@@ -98,6 +98,7 @@ def finder_model(manifest: Manifest) -> Manifest:
         patch=finder.patch,
         channels=finder.channels,
         finder=None,
+        quantised=None,
         stride=None,
     )
 

@@ -13,12 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trt.companions import (
+    DIGEST,
+    FINDER_FILE,
+    INT8_FILE,
+    NAME,
+    Finder,
+    ManifestError,
+    Quantised,
+    finder_fields,
+    parse_finder,
+    parse_quantised,
+    quantised_fields,
+)
 from trt.labels import Code, Label, as_object, is_number, matches, parse_labels
 
 __all__ = [
     "DEFAULT_MODEL",
     "FIELDS",
     "FINDER_FILE",
+    "INT8_FILE",
     "MAX_OVERLAP",
     "OPTIONAL",
     "Code",
@@ -27,49 +41,27 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "Normalisation",
+    "Quantised",
     "available",
     "finder_fields",
     "load",
     "models_dir",
     "parse",
     "parse_finder",
+    "parse_quantised",
+    "quantised_fields",
     "sha256",
 ]
 
 DEFAULT_MODEL = "penn-spine"
-FINDER_FILE = "finder.onnx"
 MAX_OVERLAP = 0.75  # more than that calculates everything twenty times and gains nothing
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 TEXTS = ("orientation", "training_data", "licence", "intended_use")
 FIELDS = frozenset(
     {"name", "version", "sha256", "labels", "patch", "channels", "spacing_mm", "normalisation", "overlap", "validation"}
     | set(TEXTS)
 )
-OPTIONAL = frozenset({"finder", "stride"})
-
-
-class ManifestError(ValueError):
-    """A model that cannot be trusted or found; the message names the file, the field and what to do."""
-
-
-@dataclass(frozen=True)
-class Finder:
-    """The small network that tells where the spine is; `path` is its ONNX file, `digest` its sha256.
-
-    It runs on slices shrunk by `factor`, in patches of `patch` (y, x) of its own pixels. What is more likely spine than
-    `threshold`, and `margin_mm` about it, is where the model runs. `kept` is the least share of a series' foreground
-    that this kept, over the patients held back, as acquired and in other contrasts.
-    """
-
-    path: Path
-    digest: str
-    factor: int
-    patch: tuple[int, int]
-    channels: int
-    threshold: float
-    margin_mm: float
-    kept: float
+OPTIONAL = frozenset({"finder", "int8", "stride"})
 
 
 @dataclass(frozen=True)
@@ -101,6 +93,7 @@ class Manifest:
     intended_use: str
     validation: Mapping[str, Any]
     finder: Finder | None = None  # without one, the model runs everywhere but in air
+    quantised: Quantised | None = None  # for precision int8
     stride: int | None = None  # patches may have sides of any multiple of it; without one, only those of `patch`
 
     @property
@@ -138,8 +131,9 @@ def load(model: str | Path = DEFAULT_MODEL) -> Manifest:
         raise ManifestError(f"{path}: not readable as JSON: {error}") from error
     manifest = parse(fields, path)
     _require(manifest.path, manifest.digest)
-    if manifest.finder is not None:
-        _require(manifest.finder.path, manifest.finder.digest)
+    for companion in (manifest.finder, manifest.quantised):
+        if companion is not None:
+            _require(companion.path, companion.digest)
     return manifest
 
 
@@ -203,7 +197,7 @@ def parse(fields: object, path: Path) -> Manifest:
         name=text("name", NAME, "letters, digits, dots, dashes and underscores"),
         version=text("version", r"[0-9]+\.[0-9]+\.[0-9]+", "a version such as 1.2.3"),
         path=path.parent / "model.onnx",
-        digest=text("sha256", r"[0-9a-f]{64}", "64 hexadecimal digits in lower case"),
+        digest=text("sha256", DIGEST, "64 hexadecimal digits in lower case"),
         labels=parse_labels(
             fields["labels"],
             refuse(
@@ -222,52 +216,8 @@ def parse(fields: object, path: Path) -> Manifest:
         **{field: text(field, r"(?s).*\S.*", "text that is not empty") for field in TEXTS},
         validation=as_object(fields["validation"], refuse("validation", "an object of measured figures")),
         finder=parse_finder(fields["finder"], path) if "finder" in fields else None,
+        quantised=parse_quantised(fields["int8"], path, str(fields["sha256"])) if "int8" in fields else None,
         stride=stride,
-    )
-
-
-def finder_fields(finder: Finder) -> dict[str, Any]:
-    """What a manifest says of a finder; `parse_finder` reads it."""
-    return {
-        "file": finder.path.name,
-        "sha256": finder.digest,
-        "factor": finder.factor,
-        "patch": list(finder.patch),
-        "channels": finder.channels,
-        "threshold": finder.threshold,
-        "margin_mm": finder.margin_mm,
-        "kept": finder.kept,
-    }
-
-
-def parse_finder(fields: object, path: Path) -> Finder:
-    """The finder of the fields that `path` holds, or is to hold; `ManifestError` for what is wrong with them."""
-    error = ManifestError(
-        f"{path}: finder must be an object of file (a name), sha256, factor, patch [y, x] and odd channels in whole "
-        f"pixels, threshold in 0..1, margin_mm and kept in 0..1, not {fields!r}"
-    )
-    item = as_object(fields, error)
-    if set(item) != {"file", "sha256", "factor", "patch", "channels", "threshold", "margin_mm", "kept"}:
-        raise error
-    patch, counts = item["patch"], (item["factor"], item["channels"])
-    if not isinstance(patch, list) or len(patch) != 2 or any(type(n) is not int or n < 1 for n in (*counts, *patch)):
-        raise error
-    threshold, margin, kept = item["threshold"], item["margin_mm"], item["kept"]
-    if not all(is_number(number) for number in (threshold, margin, kept)):
-        raise error
-    if not (0 < threshold < 1 and margin >= 0 and 0 <= kept <= 1 and item["channels"] % 2):
-        raise error
-    if not matches(NAME, item["file"]) or not matches(r"[0-9a-f]{64}", item["sha256"]):
-        raise error
-    return Finder(
-        path=path.parent / item["file"],
-        digest=item["sha256"],
-        factor=item["factor"],
-        patch=(patch[0], patch[1]),
-        channels=item["channels"],
-        threshold=float(threshold),
-        margin_mm=float(margin),
-        kept=float(kept),
     )
 
 

@@ -15,14 +15,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, get_args
 
 import typer
 
 from trt.card import PARETO_FILE, CardError, write_card
 from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.decision import decide
-from trt.engine import EngineError, open_engine
+from trt.engine import Engine, EngineError, Precision, open_engine
 from trt.extraction import Extraction, finder_model, select
 from trt.fitting import fit
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
@@ -32,8 +32,8 @@ from trt.patches import Predict, normalise, predict_slices
 OVERLAPS = (0.0, 0.125, 0.25, 0.5)
 EXTRACTIONS: tuple[Extraction, ...] = ("all", "tissue", "spine")
 
-Choice: TypeAlias = tuple[Extraction, float, bool]
-"""Where the model runs, the overlap, and whether patches are fitted."""
+Choice: TypeAlias = tuple[Extraction, float, bool, Precision]
+"""Where the model runs, the overlap, whether patches are fitted, and what it calculates in."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Trial:
     extraction: Extraction
     overlap: float
     fitted: bool
+    precision: Precision
     patches: int
     pixels: int
     cpu_s: float
@@ -64,6 +65,7 @@ class Row:
     extraction: Extraction
     overlap: float
     fitted: bool
+    precision: Precision
     patches: float
     pixels: float
     cpu_s: float
@@ -75,7 +77,7 @@ class Row:
 
 def attempt(case: Case, manifest: Manifest, predict: Predict, finder: Predict | None, choice: Choice) -> Trial:
     """Segment a case, on the model's grid, and judge it."""
-    extraction, overlap, fitted = choice
+    extraction, overlap, fitted, precision = choice
     image = normalise(case.image, manifest.normalisation)
     began = time.process_time()
     region = select(image, manifest, extraction, finder).region
@@ -99,6 +101,7 @@ def attempt(case: Case, manifest: Manifest, predict: Predict, finder: Predict | 
         extraction=extraction,
         overlap=overlap,
         fitted=fitted,
+        precision=precision,
         patches=found.patches,
         pixels=found.pixels,
         cpu_s=ended - began,
@@ -115,7 +118,8 @@ def summarise(trials: Iterable[Trial]) -> list[Row]:
     """One row for each choice, in the order in which they first come."""
     choices: dict[Choice, list[Trial]] = {}
     for trial in trials:
-        choices.setdefault((trial.extraction, trial.overlap, trial.fitted), []).append(trial)
+        choice = (trial.extraction, trial.overlap, trial.fitted, trial.precision)
+        choices.setdefault(choice, []).append(trial)
     return [_row(group) for group in choices.values()]
 
 
@@ -127,6 +131,7 @@ def _row(trials: Sequence[Trial]) -> Row:
         extraction=trials[0].extraction,
         overlap=trials[0].overlap,
         fitted=trials[0].fitted,
+        precision=trials[0].precision,
         patches=statistics.fmean(trial.patches for trial in trials),
         pixels=statistics.fmean(trial.pixels for trial in trials),
         cpu_s=statistics.fmean(trial.cpu_s for trial in trials),
@@ -155,7 +160,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         figures = [f"{row.dice.get(name, math.nan):.4f}" for name in names]
-        run = [f"{row.overlap:g}", f"{row.patches:.0f}", f"{row.pixels / 1e6:.2f}"]
+        run = [f"{row.overlap:g}", f"{row.patches:.0f}", f"{row.pixels / 1e6:.2f}", row.precision]
         cells = ["fitted" if row.fitted else "own", *run, f"{row.cpu_s:.2f}", f"{row.select_s:.2f}", *figures]
         lines.append("| " + " | ".join([row.extraction, *cells, f"{row.mean:.4f}", f"{row.kept:.5f}"]) + " |")
     return "\n".join(lines)
@@ -175,20 +180,29 @@ def main(
             people = read_split(manifest.path.with_name("split.json"))
             names = [label.name for label in manifest.labels]
             cases = read_folder(data, len(names), people.validation, names=names, pixels=manifest.spacing_mm)
-            engine = stack.enter_context(open_engine(manifest, threads=threads))
+            engines: dict[Precision, Engine] = {}
+            for precision in get_args(Precision):
+                try:
+                    engines[precision] = stack.enter_context(
+                        open_engine(manifest, threads=threads, precision=precision)
+                    )
+                except EngineError as error:  # a CPU without bf16, a model without eight bits
+                    if precision == "f32":
+                        raise
+                    typer.echo(f"no row of {precision}: {error}", err=True)
             finder = None
             if manifest.finder is not None:
                 finder = stack.enter_context(open_engine(finder_model(manifest), threads=threads))
         except (ManifestError, DatasetError, EngineError) as error:
             raise typer.BadParameter(str(error)) from error
         wanted = EXTRACTIONS if finder is not None else EXTRACTIONS[:-1]
-        choices: list[Choice] = list(product(wanted, OVERLAPS, (False,)))
-        if engine.flexible:
-            choices += [(extraction, manifest.overlap, True) for extraction in wanted]
-        trials = [attempt(case, manifest, engine, finder, choice) for case in cases for choice in choices]
+        choices: list[Choice] = list(product(wanted, OVERLAPS, (False,), ("f32",)))
+        if engines["f32"].flexible:
+            choices += product(wanted, (manifest.overlap,), (True,), engines)
+        trials = [attempt(case, manifest, engines[choice[3]], finder, choice) for case in cases for choice in choices]
     rows = summarise(trials)
     if record:
-        figures = {"sha256": manifest.digest, "series": len(cases), "precision": engine.describe()["precision"]}
+        figures = {"sha256": manifest.digest, "series": len(cases)}
         text = json.dumps(figures | {"rows": rows}, indent=1, default=asdict)
         manifest.path.with_name(PARETO_FILE).write_text(text + "\n", encoding="utf-8")
         try:

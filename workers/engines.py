@@ -20,6 +20,7 @@ from node.settings import Settings, Worker
 
 if TYPE_CHECKING:
     from trt.build import Library, Progress
+    from trt.engine import Precision
     from trt.enginecache import CachedEngine, Entry, Key
     from trt.gate import Gate
     from trt.manifest import Manifest
@@ -97,10 +98,16 @@ def list_engines(cache: _Cache = None, as_json: _Json = False, config: _Config =
 @app.command()
 def verify(model: _Model = None, cache: _Cache = None, as_json: _Json = False, config: _Config = None) -> None:
     """Check the bytes of every engine in the folder, and judge what OpenVINO runs here beside float32."""
+    from trt.engine import finder_precision
+
     settings = configuration.load(config)
     manifests = _models(settings, model)
     found = _entries(settings, cache)
-    gates = [_judge(manifest, factor, settings.worker) for manifest, factor in _probed(manifests)]
+    precisions = [settings.worker.precision, finder_precision(settings.worker.precision)]
+    gates = [
+        _judge(manifest, factor, settings.worker, precision)
+        for (manifest, factor), precision in zip(_probed(manifests), precisions, strict=False)
+    ]
     if as_json:
         judged = {
             manifest.name: asdict(gate) | {"passed": gate.passed}
@@ -110,9 +117,9 @@ def verify(model: _Model = None, cache: _Cache = None, as_json: _Json = False, c
     else:
         for entry in found:
             typer.echo(_line(entry))
-        for manifest, gate in zip(manifests, gates, strict=True):
+        for manifest, gate, precision in zip(manifests, gates, precisions, strict=False):
             typer.echo(
-                f"{manifest.name} {manifest.version} on openvino {settings.worker.precision}: "
+                f"{manifest.name} {manifest.version} on openvino {precision}: "
                 f"{'passed' if gate.passed else 'FAILED'}, {gate.agreement:.4%} of pixels agree with {gate.reference} "
                 f"(at least {gate.least_agreement:.1%}), logits differ by up to {gate.largest_difference:.2g} "
                 f"(at most {gate.tolerance:g})"
@@ -139,15 +146,13 @@ def _build(
     return engine, bool(ran)
 
 
-def _judge(manifest: Manifest, factor: int, worker: Worker) -> Gate:
+def _judge(manifest: Manifest, factor: int, worker: Worker, precision: Precision) -> Gate:
     from trt.engine import EngineError, open_engine
     from trt.gate import judge
 
     try:
-        with open_engine(
-            manifest, threads=worker.threads or None, batch=worker.batch, precision=worker.precision
-        ) as engine:
-            return judge(engine, manifest, worker.precision, factor=factor)
+        with open_engine(manifest, threads=worker.threads or None, batch=worker.batch, precision=precision) as engine:
+            return judge(engine, manifest, precision, factor=factor)
     except EngineError as error:
         raise EngineFailure(str(error), "see worker.precision") from error
 

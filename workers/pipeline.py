@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from node import settings
 from node.errors import ConfigurationError, EngineFailure
 from node.records import input_digest
-from trt.engine import Engine, EngineError, open_engine
+from trt.engine import Engine, EngineError, finder_precision, open_engine
 from trt.extraction import Extraction, finder_model
 from trt.manifest import Manifest, ManifestError, load
 from trt.patches import Predict, Progress
@@ -117,19 +117,19 @@ def open_pipeline(worker: settings.Worker, seg: settings.Seg) -> Pipeline:
     for label in manifest.labels:
         meaning_of(label)
     _warm_up(manifest, seg)
-    models = [manifest]
+    models = [(manifest, worker.precision)]
     if worker.extraction == "spine" and manifest.finder is not None:
-        models.append(finder_model(manifest))
+        models.append((finder_model(manifest), finder_precision(worker.precision)))
     engines: list[Engine] = []
     with ExitStack() as opened:  # closes the first engine where the second cannot be opened
         try:
-            for model in models:
+            for model, precision in models:
                 engine = open_engine(
                     model,
                     worker.backend,
                     threads=worker.threads or None,
                     batch=worker.batch,
-                    precision=worker.precision,
+                    precision=precision,
                 )
                 opened.callback(engine.close)
                 engines.append(engine)

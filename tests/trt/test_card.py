@@ -152,6 +152,7 @@ def pareto_row(extraction: str, fitted: bool, cpu_s: float) -> dict[str, Any]:
         "extraction": extraction,
         "overlap": 0.25,
         "fitted": fitted,
+        "precision": "f32",
         "patches": 21.0,
         "pixels": 1_070_000.0,
         "cpu_s": cpu_s,
@@ -169,9 +170,9 @@ def test_what_a_selection_saves_is_told_beside_the_same_patches_run_everywhere()
         pareto_row("all", True, 1.5),
         pareto_row("spine", True, 1.1),
     ]
-    lines = pareto_table({"series": 6, "precision": "f32", "rows": rows}).splitlines()
-    assert "| spine | own | 0.25 | 21 | 1.07 | 2.00 | 1.00 | 93.75 | 91.00 | 99.990 |" in lines
-    assert "| spine | fitted | 0.25 | 21 | 1.07 | 1.10 | 0.40 | 93.75 | 91.00 | 99.990 |" in lines
+    lines = pareto_table({"series": 6, "rows": rows}).splitlines()
+    assert "| spine | own | f32 | 0.25 | 21 | 1.07 | 2.00 | 1.00 | 93.75 | 91.00 | 99.990 |" in lines
+    assert "| spine | fitted | f32 | 0.25 | 21 | 1.07 | 1.10 | 0.40 | 93.75 | 91.00 | 99.990 |" in lines
 
 
 def test_a_table_of_patches_of_other_weights_is_refused(model: Path) -> None:
