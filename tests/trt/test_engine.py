@@ -161,7 +161,7 @@ def test_a_model_with_other_classes_than_promised_is_refused() -> None:
 
 def test_serving_imports_no_torch() -> None:
     code = (
-        "import sys, trt.patches, trt.extraction, trt.engine, trt.manifest, trt.phantom\n"
+        "import sys, trt.patches, trt.extraction, trt.engine, trt.cpu, trt.manifest, trt.phantom\n"
         "found = {'torch', 'onnx', 'openvino', 'node', 'workers'} & set(sys.modules)\n"
         "assert not found, found"
     )
