@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from node.errors import EngineFailure
 from trt.decision import decide
+from trt.engine import DeviceEngine
 from trt.extraction import Extraction, select
 from trt.fitting import fit
 from trt.manifest import Manifest
@@ -51,11 +52,15 @@ def predict_mask(
     flexible: bool = False,
     progress: Progress | None = None,
     timings: dict[str, float] | None = None,
+    slab_mb: int = 512,
 ) -> Prediction:
     """Predict the mask of `volume`; `finder` runs the manifest's finder, without which "spine" is "tissue".
 
     Patches are fitted to what is to run where `predict` is `flexible`; see `trt.fitting.fit`. One slice of logits at a
     time is on the native grid. `timings` gets the seconds of each stage.
+
+    Where `predict` is an engine that takes what is on its device, everything from the patches to the mask stays there,
+    in `slab_mb` of its memory; see `trt.device`.
 
     Raises
     ------
@@ -79,18 +84,35 @@ def predict_mask(
                 for part in (None, region)
             )
         with timed(timings, "predict"):
-            slices = predict_slices(
-                pixels,
-                predict,
-                patch=fitted.patch,
-                channels=manifest.channels,
-                overlap=fitted.overlap,
-                batch=fitted.batch,
-                region=region,
-                progress=progress,
-            )
-            native = ((z, to_native(logits, weights)) for z, logits in slices)
-            mask = decide(native, shape, manifest.labels, voxel_mm3)
+            if isinstance(predict, DeviceEngine):
+                from trt import device, slabs  # and with them torch
+
+                mask = device.predict_mask(
+                    pixels,
+                    predict.on_device,
+                    predict.device,
+                    slabs.Cut(fitted.patch, manifest.channels, manifest.classes, fitted.overlap, fitted.batch),
+                    labels=manifest.labels,
+                    voxel_mm3=voxel_mm3,
+                    weights=weights,
+                    region=region,
+                    progress=progress,
+                    budget_mb=slab_mb,
+                    stream=predict.stream,
+                )
+            else:
+                slices = predict_slices(
+                    pixels,
+                    predict,
+                    patch=fitted.patch,
+                    channels=manifest.channels,
+                    overlap=fitted.overlap,
+                    batch=fitted.batch,
+                    region=region,
+                    progress=progress,
+                )
+                native = ((z, to_native(logits, weights)) for z, logits in slices)
+                mask = decide(native, shape, manifest.labels, voxel_mm3)
     except NonFiniteOutput as error:
         raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
     except RuntimeError as error:  # EngineError, and what a backend itself raises
