@@ -49,8 +49,8 @@ def predict_mask(
     """The mask (Z, Y, X) uint8 of a normalised volume (Z, Y, X) float32, on the grid that `weights` lead back to.
 
     As `trt.decision.decide` of `trt.patches.predict_slices`, whose arguments these are. `volume` lies on the host, or
-    whole on the device. What is on the device beside the network, and beside a volume that was there, stays within
-    `budget_mb`, or takes one slice at a time. All work is queued on `stream`, by default the device's current one.
+    whole on the device. What is on the device beside the network, that volume included, stays within `budget_mb`, or
+    takes one slice at a time. All work is queued on `stream`, by default the device's current one.
 
     Where the device has no memory left, everything is done once more with half the batch in half the budget.
 
@@ -63,11 +63,12 @@ def predict_mask(
     ValueError
         Arguments do not fit each other.
     """
+    budget = budget_mb - (volume.nbytes / 2**20 if isinstance(volume, Tensor) else 0)
     for share in (1, 2):
         tried = replace(cut, batch=max(cut.batch // share, 1))
         try:
             with torch.no_grad(), on_stream(stream):
-                masks = _masks(volume, network, device, tried, labels, weights, region, progress, budget_mb / share)
+                masks = _masks(volume, network, device, tried, labels, weights, region, progress, budget / share)
         except torch.OutOfMemoryError as error:
             reason = (str(error).splitlines() or [""])[0]
         else:

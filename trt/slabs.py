@@ -73,9 +73,10 @@ def slabs(
     for first in range(0, shape[0], depth):
         last = min(first + depth, shape[0])
         low, high = max(first - reach, 0), min(last + reach, shape[0])
-        pixels = _padded(_part(volume, low, high, device), (top, bottom), (left, right))
+        pixels = padded(_part(volume, low, high, device), (top, bottom), (left, right))
         windows = pixels.unfold(1, cut.patch[0], 1).unfold(2, cut.patch[1], 1)  # (Z, rows, columns, H, W)
-        means.zero_(), totals.zero_()
+        means.zero_()
+        totals.zero_()
         chosen = _in_order(grids, first, last)
         where = _where(chosen, cut, low, shape[0], device)  # (batches, N, C + 2)
         for number, start in enumerate(range(0, len(chosen), cut.batch)):
@@ -140,7 +141,7 @@ def _part(volume: Array | Tensor, low: int, high: int, device: torch.device) -> 
     return volume[low:high] if isinstance(volume, Tensor) else up(volume[low:high], device)
 
 
-def _padded(pixels: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+def padded(pixels: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
     """Slices (Z, Y, X) with their edge pixels repeated, as `numpy.pad` with mode edge does."""
     for axis, (before, after) in ((1, rows), (2, columns)):
         if before or after:

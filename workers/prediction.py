@@ -59,8 +59,8 @@ def predict_mask(
     Patches are fitted to what is to run where `predict` is `flexible`; see `trt.fitting.fit`. One slice of logits at a
     time is on the native grid. `timings` gets the seconds of each stage.
 
-    Where `predict` is an engine that takes what is on its device, everything from the patches to the mask stays there,
-    in `slab_mb` of its memory; see `trt.device`.
+    Where `predict` is an engine that takes what is on its device, everything from the voxels to the mask stays there,
+    in `slab_mb` of its memory; see `trt.preparation` and `trt.device`.
 
     Raises
     ------
@@ -68,29 +68,40 @@ def predict_mask(
         A network raises, or returns NaN or infinity.
     """
     timings = {} if timings is None else timings
-    with timed(timings, "prepare"):
-        canonical = to_canonical(volume)
-        weights = resampling(canonical, manifest.spacing_mm)
-        pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
-        shape, voxel_mm3 = canonical.voxels.shape, math.prod(canonical.spacing)
-        axes, flips = canonical.axes, canonical.flips
-        del canonical  # as large as the volume
+    there = predict if isinstance(predict, DeviceEngine) else None
     try:
+        with timed(timings, "prepare"):
+            canonical = to_canonical(volume)
+            weights = resampling(canonical, manifest.spacing_mm)
+            pixels = None  # on the device, if anywhere: a torch.Tensor
+            if there is not None:
+                from trt import preparation  # and with it torch
+
+                pixels = preparation.prepare(canonical.voxels, weights, manifest.normalisation, there, slab_mb)
+            on_host = pixels is None
+            if pixels is None:
+                pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
+            shape, voxel_mm3 = canonical.voxels.shape, math.prod(canonical.spacing)
+            axes, flips = canonical.axes, canonical.flips
+            del canonical  # as large as the volume
         with timed(timings, "select"):
-            selection = select(pixels, manifest, extraction, finder, batch=batch)
+            if there is None or on_host:
+                selection = select(pixels, manifest, extraction, finder, batch=batch)
+            else:
+                selection = preparation.select(pixels, manifest, extraction, finder, there, batch=batch)
             region = selection.region
             everything, fitted = (
-                fit(pixels.shape, part, manifest, flexible=flexible, overlap=overlap, batch=batch)
+                fit(tuple(pixels.shape), part, manifest, flexible=flexible, overlap=overlap, batch=batch)
                 for part in (None, region)
             )
         with timed(timings, "predict"):
-            if isinstance(predict, DeviceEngine):
-                from trt import device, slabs  # and with them torch
+            if there is not None:
+                from trt import device, slabs
 
                 mask = device.predict_mask(
                     pixels,
-                    predict.on_device,
-                    predict.device,
+                    there.on_device,
+                    there.device,
                     slabs.Cut(fitted.patch, manifest.channels, manifest.classes, fitted.overlap, fitted.batch),
                     labels=manifest.labels,
                     voxel_mm3=voxel_mm3,
@@ -98,7 +109,7 @@ def predict_mask(
                     region=region,
                     progress=progress,
                     budget_mb=slab_mb,
-                    stream=predict.stream,
+                    stream=there.stream,
                 )
             else:
                 slices = predict_slices(
