@@ -35,6 +35,9 @@ class FixedBatch:
         self.given = torch.zeros(shape, device=device)
         self.answer = torch.zeros((shape[0], classes, *shape[2:]), device=device)
         cuda = device.type == "cuda"
+        if cuda:
+            # TF32 has ten bits of a float32's 23, and torch allows it to convolutions unless told otherwise.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self.stream = torch.cuda.Stream(device) if cuda else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._launch: Launch | None = None
@@ -49,6 +52,8 @@ class FixedBatch:
 
     def prepare(self, launch: Launch, *, capturable: Callable[[torch.cuda.Stream], bool] = lambda _: True) -> None:
         """Take `launch` and run it until it is warm; on a GPU capture it, where it is `capturable` on a stream."""
+        if self.stream is not None:  # the buffers, and whatever `launch` holds, come by way of the current stream
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.no_grad(), on_stream(self.stream):
             for _ in range(WARM_UPS if self.stream is not None else 1):
                 launch(self.given, self.answer)

@@ -45,8 +45,6 @@ class TorchEngine:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             require_cuda()
-            # The last bits count: TF32 has ten of them, and torch allows it to convolutions unless told otherwise.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         network = _rebuilt(manifest)
         self._manifest, self._precision, self._size = manifest, precision, batch
         dtype = DTYPES[precision]
