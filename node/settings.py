@@ -25,6 +25,7 @@ AE_PATTERN = r"^[\x20-\x5b\x5d-\x7e]*[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$"
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=AE_PATTERN)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
+Backend = Literal["openvino", "tensorrt", "torch"]
 
 
 class Section(BaseModel):
@@ -193,10 +194,18 @@ class Worker(Section):
     token_file: Path | None = Field(None, description="a file that holds the token")
     ca_file: Path | None = Field(None, description="PEM certificate authority for an https node_url")
     model: str = Field("penn-spine", description="name under trt/models, or a folder with model.onnx and manifest.json")
-    backend: Literal["openvino", "tensorrt"] = "openvino"
-    precision: Literal["f32", "bf16", "int8"] = "f32"
+    backend: Backend = Field("openvino", description="openvino, the CPU engine; tensorrt or torch, on an NVIDIA GPU")
+    fallback: tuple[Backend, ...] = Field(
+        (), description="backends to serve on instead where that one cannot, in this order; none: it fails"
+    )
+    precision: Literal["f32", "bf16", "int8", "f16"] = Field(
+        "f32", description="f32 everywhere; bf16 and int8 on openvino; f16 on tensorrt and torch"
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores")
     batch: int = Field(8, ge=1, le=512, description="patches run at once")
+    slab_mb: int = Field(
+        512, ge=16, description="GPU memory that a series may take beside the network; longer ones go slab by slab"
+    )
     time_limit_s: int = Field(1800, ge=10, description="a job that runs longer is killed and tried again")
     overlap: float | None = Field(
         None,

@@ -44,7 +44,7 @@ def torch_network(setting: Setting) -> nn.Module:
     """
     import torch
 
-    from tests.torch_network import TorchNetwork
+    from trt.network import TorchNetwork
 
     torch.set_num_threads(setting.threads)
     rebuilt = TorchNetwork(setting.manifest.path)

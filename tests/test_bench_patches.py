@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 
 from tests.bench_patches import BARE, OURS, series
 from tests.contenders import CONTENDERS, Contender, Setting
-from tests.torch_network import TorchNetwork
 from trt.engine import EngineError, open_engine
 from trt.manifest import load
+from trt.network import TorchNetwork
 
 SETTING = Setting(load(), overlap=0.25, batch=2, threads=2)
 SHAPE = (2, 176, 144)

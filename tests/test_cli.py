@@ -102,7 +102,6 @@ def test_config_show_masks_secrets(state: dict[str, str]) -> None:
         (["node", "--config", "/nonexistent.toml"], {}, ["/nonexistent.toml"]),
         (["worker"], {}, ["no node is known", "worker.node_url"]),
         (["worker"], {"PENNODE_WORKER_MODEL": "nothing"}, ["no model 'nothing'", "penn-spine"]),
-        (["worker"], {"PENNODE_WORKER_BACKEND": "tensorrt"}, ["does not serve on TensorRT yet", "worker.backend"]),
         (["node"], {"PENNODE_LEDGER_URL": "mysql://h/x"}, ["ledger.url", "postgresql://"]),
         (["send", "/nonexistent", "--to", "A@h:1"], {}, ["there is no /nonexistent"]),
         (["send", ".", "--to", "nobody"], {}, ["AE@HOST:PORT"]),
@@ -120,6 +119,15 @@ def test_wrong_input_is_one_readable_line(
     assert lines[0].startswith("pennode: ")
     for word in words:
         assert word in lines[0]
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
+@pytest.mark.parametrize("backend", ["tensorrt", "torch"])
+def test_a_worker_for_a_gpu_ends_at_once_where_there_is_none(state: dict[str, str], backend: str) -> None:
+    asked = state | {"PENNODE_WORKER_BACKEND": backend, "PENNODE_WORKER_PRECISION": "f16"}
+    assert_one_line(pennode("worker", environment=asked), "NVIDIA driver", "worker.backend", "openvino")
+    asked["PENNODE_WORKER_FALLBACK"] = '["openvino"]'
+    assert_one_line(pennode("worker", environment=asked), "no node is known")  # it would go on
 
 
 def test_a_peer_that_does_not_answer(tmp_path: Path) -> None:

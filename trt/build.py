@@ -29,7 +29,7 @@ BuildPrecision = Literal["f16", "f32"]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told of a build's phases: name, steps done, steps in all. What it raises ends the build."""
 
-RECIPE = 1
+RECIPE = 2
 """To be raised whenever this module or `trt.half` gives another engine for the same model."""
 
 WORKSPACE_MB = 1024
@@ -227,6 +227,7 @@ def _build(
             raise BuildError(f"{manifest.path}: answers {shapes}, the manifest promises (N, {answer})")
         config = builder.create_builder_config()
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+        config.clear_flag(module.BuilderFlag.TF32)  # allowed by default, and no float32: it has float16's mantissa
         config.progress_monitor = monitor(module, events, cancelled)
         profile = builder.create_optimization_profile()
         profile.set_shape(network.get_input(0).name, key.shape, key.shape, key.shape)  # least, best, most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,16 @@ def decide(
                 rest = logits[:, inside].copy()
                 rest[value] = -np.inf
                 others[z][inside] = rest.argmax(axis=0)
+    return settle(mask, next_best, labels, voxel_mm3)
+
+
+def settle(
+    mask: NDArray[np.uint8], next_best: Mapping[int, NDArray[np.uint8]], labels: Sequence[Label], voxel_mm3: float
+) -> NDArray[np.uint8]:
+    """Take the crumbs from a mask (Z, Y, X) uint8, in place: each becomes what `next_best` of its label says there.
+
+    `next_best` holds a volume (Z, Y, X) uint8 for every label that has a `least_mm3`, true within that label at least.
+    """
     for label in labels:
         if label.least_mm3:
             small = crumbs(mask == label.value, label.least_mm3, voxel_mm3)

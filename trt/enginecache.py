@@ -111,15 +111,13 @@ def obtain(folder: Path, key: Key, model: str, build: Build) -> tuple[CachedEngi
                 return found
         except CacheError as error:
             log.warning("%s: built anew", error)
-        built = build(_timings(folder, key))
+        built = build(_kept(_timings_path(folder, key), "this build measures anew"))
         engine = CachedEngine(key, model, hashlib.sha256(built.plan).hexdigest(), len(built.plan), built.facts)
         _write(folder / f"{key.name}.engine", built.plan)  # first: a sidecar speaks of bytes that are there
         _write(folder / f"{key.name}.json", _encode(engine))
     if built.timings:
-        path = _timings_path(folder, key)
         try:
-            with _locked(folder, path.name):
-                _write(path, hashlib.sha256(built.timings).digest() + built.timings)
+            _keep(_timings_path(folder, key), built.timings)
         except CacheError as error:
             log.warning("%s; the engine is in place, and the next build measures anew", error)
     return engine, built.plan
@@ -218,19 +216,35 @@ def _timings_path(folder: Path, key: Key) -> Path:
     return folder / f"{key.library}-{key.version}-{key.capability}.timings"
 
 
-def _timings(folder: Path, key: Key) -> bytes:
-    """What earlier builds measured on this GPU; nothing where that is damaged, since a builder parses it unchecked."""
-    path = _timings_path(folder, key)
+def kernels_of(folder: Path, key: Key) -> bytes:
+    """What TensorRT-RTX compiled for an engine and `keep_kernels` kept; empty where there is nothing, or it is damaged.
+
+    Raises `CacheError` where it cannot be read.
+    """
+    return _kept(folder / f"{key.name}.kernels", "they are compiled anew")
+
+
+def keep_kernels(folder: Path, key: Key, kernels: bytes) -> None:
+    """Keep the kernels compiled for an engine beside it. Raises `CacheError` where that cannot be written."""
+    _keep(folder / f"{key.name}.kernels", kernels)
+
+
+def _keep(path: Path, data: bytes) -> None:
+    with _locked(path.parent, path.name):
+        _write(path, hashlib.sha256(data).digest() + data)
+
+
+def _kept(path: Path, otherwise: str) -> bytes:
+    """What `_keep` kept; nothing where there is none or it is damaged, since the libraries parse it unchecked."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise CacheError(f"{path}: cannot be read: {error.strerror}") from error
-    digest, timings = data[:32], data[32:]
-    if hashlib.sha256(timings).digest() == digest:
-        return timings
-    log.warning("%s: damaged; this build measures anew", path)
+    if hashlib.sha256(data[32:]).digest() == data[:32]:
+        return data[32:]
+    log.warning("%s: damaged; %s", path, otherwise)
     return b""
 
 

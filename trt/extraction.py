@@ -9,6 +9,7 @@ can be no spine, or the field of view is lower than any it learnt from, everythi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -111,25 +112,44 @@ def find_spine(
     None, and the reason, where the field of view is too low or what is found can be no spine. `spacing_mm` is (y, x) of
     the volume.
     """
-    field = volume.shape[1] * spacing_mm[0]
+
+    def see() -> NDArray[np.bool_]:
+        coarse = shrink(volume, finder.factor)  # (Z, y, x)
+        seen = np.zeros(coarse.shape[1:], np.bool_)
+        slices = predict_slices(
+            coarse, predict, patch=finder.patch, channels=finder.channels, overlap=FINDER_OVERLAP, batch=batch
+        )
+        for _, logits in slices:
+            seen |= logits[1] - logits[0] > bar_of(finder)
+        return seen
+
+    return outline(see, volume.shape, finder, spacing_mm)
+
+
+def bar_of(finder: Finder) -> float:
+    """By how much the logit of spine must surpass that of all else."""
+    return math.log(finder.threshold / (1 - finder.threshold))
+
+
+def outline(
+    see: Callable[[], NDArray[np.bool_]], shape: tuple[int, ...], finder: Finder, spacing_mm: tuple[float, float]
+) -> tuple[Region | None, str]:
+    """The band of `find_spine` in a volume of `shape` (Z, Y, X), about what the finder sees.
+
+    `see` runs it and tells where it saw a spine in any slice, lateral ones showing little of it: (y, x) bool on its
+    coarse grid. It is not called where the field of view is too low.
+    """
+    field = shape[1] * spacing_mm[0]
     if field < MIN_FIELD_MM:
         return None, f"the field of view is {field:.1f} mm high: too low for the finder, which needs {MIN_FIELD_MM:.0f}"
-    coarse = shrink(volume, finder.factor)  # (Z, y, x)
-    seen = np.zeros(coarse.shape[1:], np.bool_)  # in any slice: lateral ones show little of a spine
-    bar = math.log(finder.threshold / (1 - finder.threshold))
-    slices = predict_slices(
-        coarse, predict, patch=finder.patch, channels=finder.channels, overlap=FINDER_OVERLAP, batch=batch
-    )
-    for _, logits in slices:
-        seen |= logits[1] - logits[0] > bar
+    seen = see()
     pixel = spacing_mm[0] * finder.factor, spacing_mm[1] * finder.factor  # mm
     reason = _doubt(seen, pixel)
     if reason:
         return None, reason
     margin = math.ceil(finder.margin_mm / pixel[0]), math.ceil(finder.margin_mm / pixel[1])
     fine = band(seen, margin).repeat(finder.factor, axis=0).repeat(finder.factor, axis=1)
-    plane = fine[: volume.shape[1], : volume.shape[2]]
-    return np.broadcast_to(plane, volume.shape), ""
+    return np.broadcast_to(fine[: shape[1], : shape[2]], shape), ""
 
 
 def _doubt(seen: NDArray[np.bool_], pixel: tuple[float, float]) -> str:

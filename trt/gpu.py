@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import re
+import subprocess
+import sys
 
 from trt.engine import EngineError
 
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+REFUSED = 3  # exit status of this module run by itself, with the reason written out
+
+# What CUresult says, where it says what to do.
+WHY = {
+    34: "libcuda.so.1 is the stub for linking, not the driver's own",
+    100: "no GPU is given to this process; see CUDA_VISIBLE_DEVICES, or the container's runtime",
+    802: "the GPUs are not ready yet; see nvidia-fabricmanager",
+    803: "the driver's library and kernel module are of different versions; restart the machine",
+    804: "the driver is too old for the compatibility library installed with it; update the driver",
+    999: "the driver failed; restart the machine",
+}
 
 
 def parse_capability(text: str) -> str:
@@ -37,5 +50,29 @@ def capability() -> str:
     for name, arguments in calls:
         code = getattr(driver, name)(*arguments)
         if code != 0:
-            raise EngineError(f"the NVIDIA driver finds no GPU here ({name}: error {code}; see nvidia-smi)")
+            why = WHY.get(code, "see nvidia-smi")
+            raise EngineError(f"the NVIDIA driver finds no GPU here ({name}: error {code}: {why})")
     return f"SM{values[0].value}{values[1].value}"
+
+
+def capability_elsewhere() -> str:
+    """As `capability`, asked in a process of its own: this one stays free of CUDA's driver, and may fork later."""
+    done = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if done.returncode == REFUSED:
+        raise EngineError(f"{done.stdout.strip()}; choose backend openvino, which needs no GPU")
+    raise EngineError("the NVIDIA driver ended the process that asked for the GPU; see nvidia-smi")
+
+
+def _main() -> int:
+    try:
+        sys.stdout.write(capability())
+    except EngineError as error:
+        sys.stdout.write(str(error))
+        return REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

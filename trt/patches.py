@@ -129,12 +129,12 @@ def count_patches(
     """How many patches a volume of `shape` (Z, Y, X) is cut into, or its `region`."""
     if region is None:
         return shape[0] * math.prod(len(starts(shape[axis + 1], patch[axis], overlap)) for axis in (0, 1))
-    return sum(len(grid) for grid in _grids(region, patch, overlap))
+    return sum(len(grid) for grid in grids_of(region, patch, overlap))
 
 
-def _grids(region: Region, patch: tuple[int, int], overlap: float) -> list[list[tuple[int, int]]]:
+def grids_of(region: Region, patch: tuple[int, int], overlap: float) -> list[list[tuple[int, int]]]:
     """The places of every slice, on slices padded to the size of a patch at least."""
-    sides = _lacking(region.shape[1:], patch)
+    sides = lacking(region.shape[1:], patch)
     alike = region.strides[0] == 0  # one plane for all slices
     grids = [places(np.pad(plane, sides), patch, overlap) for plane in (region[:1] if alike else region)]
     return grids * len(region) if alike else grids
@@ -216,7 +216,7 @@ def _slices(
 ) -> Iterator[tuple[int, Array]]:
     depth, height, width = volume.shape
     padded, (top, left) = _pad(volume, patch)
-    grids = _grids(np.broadcast_to(np.True_, volume.shape) if region is None else region, patch, overlap)
+    grids = grids_of(np.broadcast_to(np.True_, volume.shape) if region is None else region, patch, overlap)
     if not any(grids):
         grids[0] = [(0, 0)]
     ends = np.cumsum([len(grid) for grid in grids])  # patches up to and with each slice
@@ -279,16 +279,16 @@ def _background(classes: int) -> Array:
 
 def _pad(volume: Array, patch: tuple[int, int]) -> tuple[Array, tuple[int, int]]:
     """Repeat edge pixels on both sides until a patch fits; also the rows and columns added before."""
-    sides = _lacking(volume.shape[1:], patch)
+    sides = lacking(volume.shape[1:], patch)
     if not np.any(sides):
         return volume, (0, 0)
     return np.pad(volume, [(0, 0), *sides], mode="edge"), (sides[0][0], sides[1][0])
 
 
-def _lacking(shape: tuple[int, ...], patch: tuple[int, int]) -> list[tuple[int, int]]:
+def lacking(shape: tuple[int, ...], patch: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns to be added before and after a slice of `shape` (Y, X) so that a patch fits."""
-    lacking = [max(side - length, 0) for side, length in zip(patch, shape, strict=True)]
-    return [(count // 2, count - count // 2) for count in lacking]
+    missing = [max(side - length, 0) for side, length in zip(patch, shape, strict=True)]
+    return [(count // 2, count - count // 2) for count in missing]
 
 
 def _check(logits: Array, count: int, patch: tuple[int, int], classes: int) -> None:

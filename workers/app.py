@@ -113,7 +113,8 @@ class _Attendant(threading.Thread):
         """Greet and watch for ever."""
         client = client_for(self._settings)
         model = Path(self._settings.worker.model).name
-        device = f"{self._settings.worker.backend} on {os.cpu_count()} CPU cores"
+        backend = self._settings.worker.backend  # as configured: this process must not ask the GPU
+        device = f"openvino on {os.cpu_count()} CPU cores" if backend == "openvino" else f"{backend} on a GPU"
         next_greeting = 0.0
         while True:
             if time.monotonic() >= next_greeting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ def worker(
     config: _Config = None, supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 ) -> None:
     """Run one worker: it takes jobs from the broker and talks to the node."""
-    from trt.engine import EngineError, require_backend
+    from trt.engine import EngineError
     from trt.manifest import ManifestError, load
     from workers.app import run_worker
 
@@ -38,12 +38,30 @@ def worker(
     logs.configure(settings.log.level, settings.log.format)
     try:
         load(settings.worker.model)
-        require_backend(settings.worker.backend)
+        _require_any((settings.worker.backend, *settings.worker.fallback))
     except ManifestError as error:
         raise ConfigurationError(f"the model cannot be used: {error}", "check worker.model") from error
     except EngineError as error:
         raise ConfigurationError(str(error), "check worker.backend") from error
     raise typer.Exit(run_worker(settings, supervised=supervised))
+
+
+def _require_any(backends: Sequence[str]) -> None:
+    """Raise the first backend's `EngineError` where none of them can serve here, as far as is seen without CUDA."""
+    from trt.engine import EngineError, require_backend
+    from trt.gpu import capability_elsewhere
+
+    refused = []
+    for backend in backends:
+        try:
+            require_backend(backend)
+            if backend != "openvino":
+                capability_elsewhere()
+        except EngineError as error:
+            refused.append(error)
+        else:
+            return
+    raise refused[0]
 
 
 def demo(
@@ -72,7 +90,7 @@ def segment(folder: _Folder, out: _Out, config: _Config = None, picture: _Pictur
     typer.echo(f"{len(series)} MR series; {RESEARCH_NOTICE}", err=True)
     typer.echo("the rules of [selection] are not applied here: every MR series found is segmented", err=True)
     failed = 0
-    with open_pipeline(settings.worker, settings.seg) as pipeline:
+    with open_pipeline(settings.worker, settings.seg, settings.state_dir / "engines") as pipeline:
         for found in series:
             with _progress(found) as progress:
                 outcome = segment_found(found, out, pipeline, picture=picture, progress=progress)

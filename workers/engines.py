@@ -97,15 +97,16 @@ def list_engines(cache: _Cache = None, as_json: _Json = False, config: _Config =
 
 @app.command()
 def verify(model: _Model = None, cache: _Cache = None, as_json: _Json = False, config: _Config = None) -> None:
-    """Check the bytes of every engine in the folder, and judge what OpenVINO runs here beside float32."""
+    """Check the bytes of every engine in the folder, and judge what the worker's backend runs beside float32."""
     from trt.engine import finder_precision
 
     settings = configuration.load(config)
     manifests = _models(settings, model)
     found = _entries(settings, cache)
+    folder = _folder(settings, cache)
     precisions = [settings.worker.precision, finder_precision(settings.worker.precision)]
     gates = [
-        _judge(manifest, factor, settings.worker, precision)
+        _judge(manifest, factor, settings.worker, precision, folder)
         for (manifest, factor), precision in zip(_probed(manifests), precisions, strict=False)
     ]
     if as_json:
@@ -113,19 +114,42 @@ def verify(model: _Model = None, cache: _Cache = None, as_json: _Json = False, c
             manifest.name: asdict(gate) | {"passed": gate.passed}
             for manifest, gate in zip(manifests, gates, strict=True)
         }
-        typer.echo(_as_json({"engines": [asdict(entry) for entry in found], "openvino": judged}))
+        typer.echo(_as_json({"engines": [asdict(entry) for entry in found], settings.worker.backend: judged}))
     else:
         for entry in found:
             typer.echo(_line(entry))
         for manifest, gate, precision in zip(manifests, gates, precisions, strict=False):
             typer.echo(
-                f"{manifest.name} {manifest.version} on openvino {precision}: "
+                f"{manifest.name} {manifest.version} on {settings.worker.backend} {precision}: "
                 f"{'passed' if gate.passed else 'FAILED'}, {gate.agreement:.4%} of pixels agree with {gate.reference} "
                 f"(at least {gate.least_agreement:.1%}), logits differ by up to {gate.largest_difference:.2g} "
                 f"(at most {gate.tolerance:g})"
             )
     if any(entry.fault for entry in found) or not all(gate.passed for gate in gates):
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="how often each is timed; medians are told")] = 3,
+    as_json: _Json = False,
+    config: _Config = None,
+) -> None:
+    """Time the configured backend: its network alone, with the patches about it, and a whole series."""
+    settings = configuration.load(config)
+    from workers.benchmark import SHAPE, measure
+
+    speed = measure(settings, rounds)
+    if as_json:
+        typer.echo(_as_json(asdict(speed) | {"shape": SHAPE}))
+        return
+    facts = speed.engine
+    sides = "x".join(map(str, speed.patch))
+    typer.echo(f"{facts['model']} on {facts['backend']} {facts['version']} {facts['precision']}, {facts['device']}")
+    typer.echo(f"network alone   {speed.network:8.1f} patches of {sides} per second")
+    typer.echo(f"with pipeline   {speed.pipeline:8.1f} patches per second ({speed.patches} a series)")
+    typer.echo(f"a series of {'x'.join(map(str, SHAPE))}, from files to a checked SEG: {speed.series_s:.2f} s")
+    typer.echo(f"ready after {speed.ready_s:.1f} s; medians of {speed.rounds}", err=True)
 
 
 def _build(
@@ -146,15 +170,28 @@ def _build(
     return engine, bool(ran)
 
 
-def _judge(manifest: Manifest, factor: int, worker: Worker, precision: Precision) -> Gate:
+def _judge(manifest: Manifest, factor: int, worker: Worker, precision: Precision, folder: Path) -> Gate:
+    """Judge what the worker's backend runs; of an engine file, into its sidecar."""
     from trt.engine import EngineError, open_engine
+    from trt.enginecache import record_gate
     from trt.gate import judge
 
     try:
-        with open_engine(manifest, threads=worker.threads or None, batch=worker.batch, precision=precision) as engine:
-            return judge(engine, manifest, precision, factor=factor)
+        with open_engine(
+            manifest,
+            worker.backend,
+            threads=worker.threads or None,
+            batch=worker.batch,
+            precision=precision,
+            cache=folder,
+        ) as engine:
+            gate = judge(engine, manifest, precision, factor=factor)
+            cached: CachedEngine | None = getattr(engine, "cached", None)
+            if cached is not None:
+                record_gate(folder, cached, gate)
+            return gate
     except EngineError as error:
-        raise EngineFailure(str(error), "see worker.precision") from error
+        raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
 
 
 def _models(settings: Settings, model: str | None) -> list[Manifest]:

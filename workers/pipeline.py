@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from node import settings
 from node.errors import ConfigurationError, EngineFailure
 from node.records import input_digest
-from trt.engine import Engine, EngineError, finder_precision, open_engine
+from trt.engine import Engine, EngineError, finder_precision
 from trt.extraction import Extraction, finder_model
 from trt.manifest import Manifest, ManifestError, load
 from trt.patches import Predict, Progress
+from trt.serving import open_serving
 from workers.codes import meaning_of
 from workers.frames import read_identity
 from workers.prediction import Prediction, predict_mask, timed
@@ -72,6 +73,7 @@ class Pipeline:
     worker: settings.Worker
     seg: settings.Seg
     finder: Engine | None = None
+    facts: Mapping[str, str] | None = None  # of the engine: its description, and what its gate found
 
     @property
     def model(self) -> str:
@@ -88,6 +90,7 @@ class Pipeline:
             seg=self.seg,
             input_digest=digest,
             finder=self.finder,
+            facts=self.facts,
             progress=progress,
         )
 
@@ -100,15 +103,17 @@ class Pipeline:
             self.finder.close()
 
 
-def open_pipeline(worker: settings.Worker, seg: settings.Seg) -> Pipeline:
-    """Load the model, open the engine, and run everything once, so that the first patient waits no longer.
+def open_pipeline(worker: settings.Worker, seg: settings.Seg, engines: Path | None = None) -> Pipeline:
+    """Load the model, open the engine, let it be judged, and run everything once: the first patient waits no longer.
+
+    `engines` is the folder of TensorRT's engines, without which that backend cannot serve.
 
     Raises
     ------
     ConfigurationError
         There is no such model, it is not what its manifest says, or a label of it has no DICOM code.
     EngineFailure
-        The backend is not there or refuses the model.
+        The backend, and every one to fall back to, is not there, refuses the model, or calculates something else.
     """
     try:
         manifest = load(worker.model)
@@ -117,26 +122,32 @@ def open_pipeline(worker: settings.Worker, seg: settings.Seg) -> Pipeline:
     for label in manifest.labels:
         meaning_of(label)
     _warm_up(manifest, seg)
-    models = [(manifest, worker.precision)]
+    models = [(manifest, worker.precision, 1)]
     if worker.extraction == "spine" and manifest.finder is not None:
-        models.append((finder_model(manifest), finder_precision(worker.precision)))
-    engines: list[Engine] = []
+        models.append((finder_model(manifest), finder_precision(worker.precision), manifest.finder.factor))
+    served = []
     with ExitStack() as opened:  # closes the first engine where the second cannot be opened
         try:
-            for model, precision in models:
-                engine = open_engine(
+            for model, precision, factor in models:
+                serving = open_serving(
                     model,
                     worker.backend,
+                    fallback=worker.fallback,
                     threads=worker.threads or None,
                     batch=worker.batch,
                     precision=precision,
+                    cache=engines,
+                    factor=factor,
                 )
-                opened.callback(engine.close)
-                engines.append(engine)
+                opened.callback(serving.engine.close)
+                served.append(serving)
         except EngineError as error:
             raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
+        except ManifestError as error:  # the file was replaced since it was loaded
+            raise ConfigurationError(str(error), "see worker.model") from error
         opened.pop_all()
-    return Pipeline(engines[0], manifest, worker, seg, *engines[1:])
+    finder = served[1].engine if len(served) > 1 else None
+    return Pipeline(served[0].engine, manifest, worker, seg, finder, served[0].facts())
 
 
 def segment_series(
@@ -148,12 +159,14 @@ def segment_series(
     seg: settings.Seg,
     input_digest: str,
     finder: Predict | None = None,
+    facts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Segment one series of MR images.
 
     `finder` runs the manifest's finder; without it, `worker.extraction` "spine" is "tissue". `input_digest` is that of
-    `digest_of`, or of the node, over the same instances. `progress` is told patches done and patches in all.
+    `digest_of`, or of the node, over the same instances. `facts` go into the object as what calculated it; without
+    them, how the engine describes itself. `progress` is told patches done and patches in all.
 
     Raises
     ------
@@ -180,9 +193,10 @@ def segment_series(
         flexible=engine.flexible,
         progress=progress,
         timings=timings,
+        slab_mb=worker.slab_mb,
     )
     _tell(volume, prediction)
-    mask, description = prediction.mask, engine.describe()
+    mask, description = prediction.mask, dict(engine.describe() if facts is None else facts)
     with timed(timings, "write"):
         # What was asked, not what was found: the parameters must be the same wherever the job is done again.
         parameters = {**description, "overlap": f"{overlap:g}", "extraction": extraction}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from node.errors import EngineFailure
 from trt.decision import decide
+from trt.engine import DeviceEngine
 from trt.extraction import Extraction, select
 from trt.fitting import fit
 from trt.manifest import Manifest
@@ -51,11 +52,15 @@ def predict_mask(
     flexible: bool = False,
     progress: Progress | None = None,
     timings: dict[str, float] | None = None,
+    slab_mb: int = 512,
 ) -> Prediction:
     """Predict the mask of `volume`; `finder` runs the manifest's finder, without which "spine" is "tissue".
 
     Patches are fitted to what is to run where `predict` is `flexible`; see `trt.fitting.fit`. One slice of logits at a
     time is on the native grid. `timings` gets the seconds of each stage.
+
+    Where `predict` is an engine that takes what is on its device, everything from the voxels to the mask stays there,
+    in `slab_mb` of its memory; see `trt.preparation` and `trt.device`.
 
     Raises
     ------
@@ -63,34 +68,62 @@ def predict_mask(
         A network raises, or returns NaN or infinity.
     """
     timings = {} if timings is None else timings
-    with timed(timings, "prepare"):
-        canonical = to_canonical(volume)
-        weights = resampling(canonical, manifest.spacing_mm)
-        pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
-        shape, voxel_mm3 = canonical.voxels.shape, math.prod(canonical.spacing)
-        axes, flips = canonical.axes, canonical.flips
-        del canonical  # as large as the volume
+    there = predict if isinstance(predict, DeviceEngine) else None
     try:
+        with timed(timings, "prepare"):
+            canonical = to_canonical(volume)
+            weights = resampling(canonical, manifest.spacing_mm)
+            pixels = None  # on the device, if anywhere: a torch.Tensor
+            if there is not None:
+                from trt import preparation  # and with it torch
+
+                pixels = preparation.prepare(canonical.voxels, weights, manifest.normalisation, there, slab_mb)
+            on_host = pixels is None
+            if pixels is None:
+                pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
+            shape, voxel_mm3 = canonical.voxels.shape, math.prod(canonical.spacing)
+            axes, flips = canonical.axes, canonical.flips
+            del canonical  # as large as the volume
         with timed(timings, "select"):
-            selection = select(pixels, manifest, extraction, finder, batch=batch)
+            if there is None or on_host:
+                selection = select(pixels, manifest, extraction, finder, batch=batch)
+            else:
+                selection = preparation.select(pixels, manifest, extraction, finder, there, batch=batch)
             region = selection.region
             everything, fitted = (
-                fit(pixels.shape, part, manifest, flexible=flexible, overlap=overlap, batch=batch)
+                fit(tuple(pixels.shape), part, manifest, flexible=flexible, overlap=overlap, batch=batch)
                 for part in (None, region)
             )
         with timed(timings, "predict"):
-            slices = predict_slices(
-                pixels,
-                predict,
-                patch=fitted.patch,
-                channels=manifest.channels,
-                overlap=fitted.overlap,
-                batch=fitted.batch,
-                region=region,
-                progress=progress,
-            )
-            native = ((z, to_native(logits, weights)) for z, logits in slices)
-            mask = decide(native, shape, manifest.labels, voxel_mm3)
+            if there is not None:
+                from trt import device, slabs
+
+                mask = device.predict_mask(
+                    pixels,
+                    there.on_device,
+                    there.device,
+                    slabs.Cut(fitted.patch, manifest.channels, manifest.classes, fitted.overlap, fitted.batch),
+                    labels=manifest.labels,
+                    voxel_mm3=voxel_mm3,
+                    weights=weights,
+                    region=region,
+                    progress=progress,
+                    budget_mb=slab_mb,
+                    stream=there.stream,
+                )
+            else:
+                slices = predict_slices(
+                    pixels,
+                    predict,
+                    patch=fitted.patch,
+                    channels=manifest.channels,
+                    overlap=fitted.overlap,
+                    batch=fitted.batch,
+                    region=region,
+                    progress=progress,
+                )
+                native = ((z, to_native(logits, weights)) for z, logits in slices)
+                mask = decide(native, shape, manifest.labels, voxel_mm3)
     except NonFiniteOutput as error:
         raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
     except RuntimeError as error:  # EngineError, and what a backend itself raises

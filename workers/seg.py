@@ -35,6 +35,8 @@ from workers.volume import Volume
 
 # What an engine says of itself but does not change the mask differs between hosts, and stays out of the object.
 _HOST_ONLY = frozenset({"threads", "batch", "device"})
+# What was found rather than asked: it is told, and another host may find it a little otherwise for the same object.
+_FOUND = frozenset({"gate_agreement", "gate_difference", "gate_reference", "fallback_from"})
 _CHARACTER_SETS = frozenset(v.value for v in hd.SpecificCharacterSetValues)
 _UTF8 = "ISO_IR 192"
 _NUMBER = re.compile(r"\d{1,12}")
@@ -80,7 +82,8 @@ def build_segmentation(
     parameters = {k: v for k, v in sorted(engine_description.items()) if k not in _HOST_ONLY}
     parameters |= {"model_sha256": manifest.digest, "input_sha256": input_digest}
     release = version("pennode")
-    identity = (volume.series_uid, release, repr(parameters), settings.model_dump_json())
+    asked = {k: v for k, v in parameters.items() if k not in _FOUND}
+    identity = (volume.series_uid, release, repr(asked), settings.model_dump_json())
     algorithm = hd.AlgorithmIdentificationSequence(
         name=manifest.name,
         family=Code("123110", "DCM", "Artificial Intelligence"),

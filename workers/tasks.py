@@ -115,9 +115,9 @@ def open_bench(settings: Settings) -> Bench:
     ConfigurationError, EngineFailure
         The model cannot be loaded or run here.
     """
-    # Heavy libraries are imported here, in the child that works: the parent process stays small, and CUDA, one day,
-    # is touched only after the fork.
+    # Heavy libraries are imported here, in the child that works: the parent process stays small, and CUDA, which does
+    # not survive a fork, is started only after it.
     from workers.pipeline import open_pipeline
 
-    pipeline = open_pipeline(settings.worker, settings.seg)
+    pipeline = open_pipeline(settings.worker, settings.seg, settings.state_dir / "engines")
     return Bench(pipeline.segment, pipeline.model)

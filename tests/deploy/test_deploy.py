@@ -93,23 +93,25 @@ def compose() -> dict[str, Any]:
     return typing.cast(dict[str, Any], yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8")))
 
 
+@pytest.mark.parametrize("name", ["worker-cpu", "worker-gpu"])
 def test_the_composed_node_and_worker_understand_their_environment(
-    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str, compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node, worker = (compose["services"][name]["environment"] for name in ("node", "worker-cpu"))
-    for name, value in {**node, **worker}.items():
-        monkeypatch.setenv(name, interpolated(value))
+    node, worker = (compose["services"][service]["environment"] for service in ("node", name))
+    for variable, value in {**node, **worker}.items():
+        monkeypatch.setenv(variable, interpolated(value))
     settings = configuration.load(EXAMPLE)
     assert settings.broker.url == "redis://:the-REDIS-PASSWORD@redis:6379/0"
     assert settings.worker.node_url == f"http://node:{settings.api.port}"
     assert isinstance(settings.worker.token, SecretStr)
     assert settings.worker.token == settings.api.token
     assert node["PENNODE_BROKER_URL"] == worker["PENNODE_BROKER_URL"]
+    assert settings.worker.backend == ("tensorrt" if name == "worker-gpu" else "openvino")
 
 
 def test_composed_node_and_worker_read_the_same_settings_file(compose: dict[str, Any]) -> None:
     mount = f"./{EXAMPLE.name}:/etc/pennode/pennode.toml:ro"
-    for name in ("node", "worker-cpu"):
+    for name in ("node", "worker-cpu", "worker-gpu"):
         assert mount in compose["services"][name]["volumes"], name
     text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
     (model,) = re.findall(r"^ +# - \./models/(\S+?):(\S+):ro$", text, re.MULTILINE)
@@ -118,7 +120,8 @@ def test_composed_node_and_worker_read_the_same_settings_file(compose: dict[str,
 
 def test_composed_services_are_hardened_and_watched(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"redis", "node", "worker-cpu"}
+    assert set(services) == {"redis", "node", "worker-cpu", "worker-gpu"}
+    assert services["worker-gpu"]["profiles"] == ["gpu"]  # not by default
     for name, service in services.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -126,7 +129,7 @@ def test_composed_services_are_hardened_and_watched(compose: dict[str, Any]) -> 
         assert service["healthcheck"]["test"], name
         assert "privileged" not in service, name
     assert compose["networks"]["inside"]["internal"] is True
-    assert services["redis"]["networks"] == services["worker-cpu"]["networks"] == ["inside"]
+    assert all(services[name]["networks"] == ["inside"] for name in ("redis", "worker-cpu", "worker-gpu"))
 
 
 def test_the_composed_node_publishes_dicom_and_admin_page_on_loopback_only(compose: dict[str, Any]) -> None:
@@ -135,7 +138,7 @@ def test_the_composed_node_publishes_dicom_and_admin_page_on_loopback_only(compo
         f"${{DICOM_BIND:-127.0.0.1}}:{default.listener.port}:{default.listener.port}",
         f"${{WEB_BIND:-127.0.0.1}}:{default.web.port}:{default.web.port}",
     ]
-    assert not any("ports" in compose["services"][name] for name in ("redis", "worker-cpu"))
+    assert not any("ports" in compose["services"][name] for name in ("redis", "worker-cpu", "worker-gpu"))
 
 
 def test_the_example_environment_holds_every_variable_compose_asks_for() -> None:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from trt.engine import Engine, EngineError, open_engine
+from trt.engine import Engine, EngineError, open_engine, require_backend
 from trt.manifest import load
 from trt.phantom import spine_phantom
 
@@ -135,9 +135,13 @@ def test_an_unknown_backend_names_the_choices() -> None:
         open_engine(load(), "cuda")
 
 
-def test_tensorrt_says_what_to_do() -> None:
-    with pytest.raises(EngineError, match="not serve on TensorRT yet: choose backend openvino"):
-        open_engine(load(), "tensorrt")
+def test_a_backend_whose_packages_are_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch", "onnx", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for backend, lacking in (("tensorrt", "torch, onnx, TensorRT or TensorRT-RTX"), ("torch", "torch, onnx")):
+        with pytest.raises(EngineError, match=rf"backend {backend} needs {lacking}: .*pennode\[gpu\].*openvino"):
+            require_backend(backend)
+    require_backend("openvino")
 
 
 @pytest.mark.parametrize("numbers", [{"threads": 0}, {"batch": 0}])
@@ -161,7 +165,7 @@ def test_a_model_with_other_classes_than_promised_is_refused() -> None:
 
 def test_serving_imports_no_torch() -> None:
     code = (
-        "import sys, trt.patches, trt.extraction, trt.engine, trt.manifest, trt.phantom\n"
+        "import sys, trt.patches, trt.extraction, trt.engine, trt.cpu, trt.serving, trt.manifest, trt.phantom\n"
         "found = {'torch', 'onnx', 'openvino', 'node', 'workers'} & set(sys.modules)\n"
         "assert not found, found"
     )

@@ -221,3 +221,16 @@ def test_an_error_is_one_readable_line(state: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("pennode: tensorrt_rtx ")
     assert done.stderr.count("\n") == 1
+
+
+def test_bench_tells_how_fast_the_backend_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENNODE_WORKER_EXTRACTION", "spine")
+    done = run("bench", "--rounds", "1", "--json")
+    assert done.exit_code == 0, done.output
+    told = strict(done.stdout)
+    assert told["shape"] == [20, 320, 256]
+    assert told["engine"]["backend"] == "openvino"
+    assert told["network"] > 0
+    assert 0 < told["stages_s"]["predict"] < told["series_s"]
+    assert told["pipeline"] == pytest.approx(told["patches"] / told["stages_s"]["predict"])
+    assert told["rounds"] == 1

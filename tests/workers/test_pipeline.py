@@ -21,6 +21,7 @@ from node.records import input_digest
 from trt.engine import EngineError
 from trt.manifest import MAX_OVERLAP
 from trt.phantom import spine_phantom
+from trt.serving import Serving
 from workers import pipeline as pipelines
 from workers.enhanced import write_enhanced
 from workers.grid import Canonical, resampling, to_canonical, to_model, to_native
@@ -227,9 +228,9 @@ def test_the_model_is_closed_where_its_finder_cannot_be_opened(monkeypatch, smal
     def opens(model, *_, **__):
         if model.name.endswith("-finder"):
             raise EngineError("no memory left")
-        return Engine()
+        return Serving(Engine(), None, ())
 
-    monkeypatch.setattr(pipelines, "open_engine", opens)
+    monkeypatch.setattr(pipelines, "open_serving", opens)
     with pytest.raises(EngineFailure, match="no memory left"):
         open_pipeline(settings.Worker(), settings.Seg())
     assert len(closed) == 1
