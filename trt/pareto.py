@@ -15,14 +15,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, TypeAlias, get_args
+from typing import Annotated, TypeAlias
 
 import typer
 
 from trt.card import PARETO_FILE, CardError, write_card
 from trt.dataset import Case, DatasetError, read_folder, read_split
 from trt.decision import decide
-from trt.engine import Engine, EngineError, Precision, open_engine
+from trt.engine import PRECISIONS, Engine, EngineError, Precision, open_engine
 from trt.extraction import Extraction, finder_model, select
 from trt.fitting import fit
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
@@ -181,7 +181,7 @@ def main(
             names = [label.name for label in manifest.labels]
             cases = read_folder(data, len(names), people.validation, names=names, pixels=manifest.spacing_mm)
             engines: dict[Precision, Engine] = {}
-            for precision in get_args(Precision):
+            for precision in PRECISIONS["openvino"]:
                 try:
                     engines[precision] = stack.enter_context(
                         open_engine(manifest, threads=threads, precision=precision)
