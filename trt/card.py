@@ -3,9 +3,9 @@
 Words come from the template of this package, `card.md.jinja`, or from `MODEL_CARD.md.jinja` in the model's folder,
 which can extend it and say in its blocks what only the model's makers know. Every figure comes from manifest.json,
 split.json, figures.json (`trt.evaluate --record`) and, where they are there, ablation.json (`trt.ablation`),
-pareto.json (`trt.pareto --record`) and training.json, an object of names and values that is shown as a table. A figure
-that the template asks for and no file has is an error, never a gap. Of the pictures, those that figures.json names are
-shown.
+pareto.json (`trt.pareto --record`), precisions.json (`trt.precisions --record`) and training.json, an object of names
+and values that is shown as a table. A figure that the template asks for and no file has is an error, never a gap. Of
+the pictures, those that figures.json names are shown.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from trt.dataset import DatasetError, read_split
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
 from trt.metrics import spread
-from trt.report import FIGURES_FILE, Report, sections, title
+from trt.report import FIGURES_FILE, FROM_TRUTH, Report, sections, title
+from trt.trials import Rendering
 
 TEMPLATES = ("MODEL_CARD.md.jinja", "card.md.jinja")
 PARETO_FILE = "pareto.json"
+PRECISIONS_FILE = "precisions.json"
 PICTURES = {
     "good": "The best of the series as acquired, by mean Dice.",
     "typical": "The median one.",
@@ -63,9 +65,12 @@ def render_with(manifest: Manifest, figures: Report | None) -> str:
     """The card with `figures` in place of those of the file, or without any; raises what `render` raises."""
     folder = manifest.path.parent
     ablation, training = _read(folder / "ablation.json"), _read(folder / "training.json")
-    pareto = _read(folder / PARETO_FILE)
+    pareto, precisions = _read(folder / PARETO_FILE), _read(folder / PRECISIONS_FILE)
     if pareto is not None and pareto.get("sha256") != manifest.digest:
         raise CardError(f"{folder / PARETO_FILE}: figures of other weights; run trt.pareto --record again")
+    eight_bits = manifest.quantised.digest if manifest.quantised else None
+    if precisions and (precisions.get("sha256"), precisions.get("int8_sha256")) != (manifest.digest, eight_bits):
+        raise CardError(f"{folder / PRECISIONS_FILE}: figures of other weights; run trt.precisions --record again")
     try:
         split = read_split(folder / "split.json")
         environment = Environment(
@@ -85,6 +90,7 @@ def render_with(manifest: Manifest, figures: Report | None) -> str:
             model=figures["models"][0] if figures else None,
             ablation=ablation_table(ablation) if ablation else None,
             pareto=pareto_table(pareto) if pareto else None,
+            precisions=precision_table(precisions) if precisions else None,
             training=_facts(training) if training else None,
             pictures={
                 name: words
@@ -149,6 +155,47 @@ def pareto_table(pareto: dict[str, Any]) -> str:
         "kept is the share of the marked spine that the worst series keeps within what runs. All in % but seconds."
     )
     return "\n\n".join((words, "\n".join(lines)))
+
+
+def precision_table(precisions: dict[str, Any]) -> str:
+    """What `trt.precisions` wrote: a row for each precision, Dice in %, beside float32 on the same trials."""
+    rows = precisions["rows"]
+    names, renderings, tumours = (list(rows[0][field]) for field in ("dice", "renderings", "tumours"))
+    head = ["precision", "CPU s", *names, "mean", "lost", "most lost"]
+    head += [_bold(group) for group in renderings] + [f"tumour, {_bold(group)}" for group in tumours]
+    if tumours:
+        head.append("false lesions, real series")
+    head += ["as f32", "marked as f32", "least"]
+    lines = [f"| {' | '.join(head)} |", f"| --- |{' --: |' * (len(head) - 1)}"]
+    for row in rows:
+        shares = [*(row["dice"][name] for name in names), row["mean"], row["lost"], row["worst_lost"]]
+        shares += [row["renderings"][group] for group in renderings]
+        cells = [row["precision"], f"{row['cpu_s']:.2f}", *map(_share, shares)]
+        for group in tumours:
+            found = row["tumours"][group]
+            cells.append(f"{_share(found['dice'])} ({found['found']} of {found['lesions']} found)")
+        if tumours:
+            cells.append(f"{row['false_per_real_series']:.2f}")
+        cells += [_share(row[field]) for field in ("alike", "marked_alike", "least_marked_alike")]
+        lines.append(f"| {' | '.join(cells)} |")
+    count, threads = len(precisions["patients"]), precisions["threads"]
+    words = (
+        f"In %, by the road that serves, on {count} patients held back; CPU seconds a series as acquired, of {threads} "
+        f"thread{'s' if threads > 1 else ''}. Dice of labels, their mean, what it lacks to f32's (less than 0: what it "
+        "has more) and what the series lacks that loses most, of series as acquired; then the mean of all anatomy in "
+        "series calculated from them. As f32: voxels of series as acquired that are labelled as in f32; of those that "
+        "either marks; and the latter in the series of all renderings where it is least. The finder of int8 runs in "
+        f"f32. {FROM_TRUTH if renderings else ''}"
+    )
+    return "\n\n".join((words.rstrip(), "\n".join(lines)))
+
+
+def _bold(group: str) -> str:
+    return group.replace(Rendering.SIMULATED, f"**{Rendering.SIMULATED}**")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}".replace("-0.00", "0.00")
 
 
 def _patches(row: dict[str, Any]) -> tuple[bool, float, str]:

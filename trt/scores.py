@@ -83,12 +83,20 @@ def knows_tumours(labels: Iterable[Label]) -> bool:
 
 
 def measure(
-    trial: Trial, found: Mask, labels: Sequence[Label], *, patch: tuple[int, int], patches: int, seconds: float
+    trial: Trial,
+    found: Mask,
+    labels: Sequence[Label],
+    *,
+    patch: tuple[int, int],
+    patches: int,
+    seconds: float,
+    surfaces: bool = True,
 ) -> Score:
     """Score `found` (Z, Y, X) uint8 of label values against the trial's truth.
 
     `patches` of `patch` (y, x) pixels are drawn for the spine from series as acquired, and for the tumour from series
-    that hold one; their places depend on the trial's name and truth alone.
+    that hold one; their places depend on the trial's name and truth alone. Without `surfaces`, which take as long as
+    all the rest, what they tell is NaN.
     """
     looks, foregrounds = knows_tumours(labels), {}
     if trial.rendering is Rendering.ACQUIRED:
@@ -108,7 +116,7 @@ def measure(
         if label.value == TUMOUR and not trial.tumour:
             continue
         ours, truth = found == label.value, trial.mask == label.value
-        told = trial.rendering is Rendering.ACQUIRED or label.value == TUMOUR  # it takes as long as all the rest
+        told = surfaces and (trial.rendering is Rendering.ACQUIRED or label.value == TUMOUR)
         scored[label.name] = LabelScore(
             count(ours, truth).figures()["dice"],
             surface_dice(ours, truth, trial.spacing) if told else math.nan,
