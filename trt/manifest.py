@@ -118,10 +118,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load(model: str | Path = DEFAULT_MODEL) -> Manifest:
+def load(model: str | Path = DEFAULT_MODEL, *, int8: bool = True) -> Manifest:
     """The manifest of a model by name, or by the path of its folder or manifest.json; every field is checked.
 
-    Raises `ManifestError` when there is no such model, a field is wrong, missing or unknown, or model.onnx has another
+    Without `int8`, what it says of a version in eight bits is passed over: that is how a wrong one is made anew.
+
+    Raises `ManifestError` when there is no such model, a field is wrong, missing or unknown, or a file has another
     sha256 than the manifest says.
     """
     path = _locate(model)
@@ -129,6 +131,8 @@ def load(model: str | Path = DEFAULT_MODEL) -> Manifest:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: not readable as JSON: {error}") from error
+    if not int8 and isinstance(fields, dict):
+        fields.pop("int8", None)
     manifest = parse(fields, path)
     _require(manifest.path, manifest.digest)
     for companion in (manifest.finder, manifest.quantised):

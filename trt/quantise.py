@@ -72,15 +72,22 @@ def calibration_patches(cases: Sequence[Case], manifest: Manifest, count: int, s
     return patches
 
 
+def require_library() -> None:
+    """Tell at once whether ONNX Runtime is installed; raises `QuantiseError` when it is not."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise QuantiseError("ONNX Runtime is not installed: `pip install 'pennode[train]'`") from error
+
+
 def quantise_onnx(model: Path, patches: Array, out: Path) -> None:
     """Write the model in eight bits, with the ranges that its feature maps have on the patches (N, C, H, W) float32.
 
     Equal arguments give equal bytes. Raises `QuantiseError` where ONNX Runtime is not installed or refuses the model.
     """
-    try:
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    except ImportError as error:
-        raise QuantiseError("ONNX Runtime is not installed: `pip install 'pennode[train]'`") from error
+    require_library()
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
     graph = onnx.load(model).graph
     convolutions = [node.name for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
     name = graph.input[0].name
@@ -167,7 +174,8 @@ def main(
 ) -> None:
     """Make a model in eight bits of one in float32, calibrated on patients that it was trained on."""
     try:
-        manifest = load(model)
+        require_library()
+        manifest = load(model, int8=False)
         people = read_split(manifest.path.with_name("split.json"))
         names = [label.name for label in manifest.labels]
         cases = read_folder(data, len(names), people.train, names=names, pixels=manifest.spacing_mm)

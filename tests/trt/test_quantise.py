@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,29 @@ def test_what_is_missing_is_named_before_anything_is_done(model: Path, tmp_path:
     assert result.exit_code == 2
     assert "split.json" in result.output
     assert not (model / INT8_FILE).exists()
+
+
+def test_eight_bits_of_another_model_are_made_anew_by_the_command_that_says_so(
+    shipped: Manifest, model: Path, tmp_path: Path
+) -> None:
+    told = json.loads((shipped.path.parent / "manifest.json").read_text())["int8"]
+    change(model, int8=told | {"model_sha256": "0" * 64})
+    with pytest.raises(ManifestError, match=r"python -m trt\.quantise"):
+        load(model)
+    assert load(model, int8=False).quantised is None
+    one = case("p0", 0)
+    np.savez(tmp_path / "p0.npz", image=one.image, mask=one.mask)
+    (model / "split.json").write_text(json.dumps({"train": ["p0"], "validation": ["p1"], "seed": 0}))
+    result = command("--data", tmp_path, "--model", model)
+    assert result.exit_code == 2
+    assert "1 series to calibrate with, at least 4" in result.output  # so the manifest was taken
+
+
+def test_a_missing_library_is_told_before_series_are_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    result = command("--data", tmp_path / "nowhere", "--model", model)
+    assert result.exit_code == 2
+    assert "pip install 'pennode[train]'" in result.output
+    assert "nowhere" not in result.output
