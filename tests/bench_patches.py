@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -18,6 +18,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -63,7 +64,7 @@ def series(shape: Shape, setting: Setting) -> Array:
 
 
 def peak_mb(name: str, precision: str, shape: Shape, arguments: Iterable[str]) -> float:
-    """What one contender's process holds at most, all that it imports included."""
+    """What one contender's process holds at most once its series is drawn, all that it imports included."""
     only = ["--peak", f"{name}|{precision}", "--shape", text(shape), *arguments]
     child = subprocess.run(
         [sys.executable, "-m", "tests.bench_patches", *only], stdout=subprocess.PIPE, text=True, check=True
@@ -205,9 +206,13 @@ def main() -> None:
     if options.peak:
         name, _, precision = options.peak.partition("|")
         (contender,) = (c for c in CONTENDERS if (c.name, c.precision) == (name, precision))
+        volume = series(shapes[0], setting)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: drawing a phantom takes more
         with contender.open(replace(setting, precision=precision), shapes[0]) as run:
-            run(series(shapes[0], setting))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+            run(volume)
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        assert found is not None
+        print(int(found[1]) * 1024 / 1e6)
         return
 
     def wanted(name: str, precision: str) -> bool:
