@@ -103,6 +103,10 @@ class InvalidResult(Permanent):
     """Raised when a result bundle does not belong to its job, or is no valid object."""
 
 
+class DeviceLost(Retryable):
+    """Raised when a GPU has failed: this process cannot use it any more, another may."""
+
+
 class EngineFailure(Permanent):
     """Raised when the network cannot be loaded or gives no usable answer."""
 
