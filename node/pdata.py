@@ -27,6 +27,7 @@ _PDATA_HEADER = struct.Struct(">BxLLBB")
 _ELEMENT = struct.Struct("<HHL")
 _SHORT = struct.Struct("<H")
 _HEADER_LENGTH = 6
+_LONGEST_UID = 64
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Parser:
         self._view = memoryview(self._buffer)
         self._begin = self._end = 0
         self._established = False
+        self.pdus = self.messages = 0  # that have ended
         self._kind = 0  # of the PDU we are in; 0 between PDUs
         self._pdu_left = 0
         self._pdv_left = 0
@@ -152,10 +154,13 @@ class Parser:
                     return
                 kind, body = self._kind, bytes(self._collected)
                 self._kind = 0
+                self.pdus += 1
                 self._collected.clear()
                 yield Control(kind, body)
             else:
-                self._kind = 0
+                if self._kind:
+                    self._kind = 0
+                    self.pdus += 1
                 if self._end - self._begin < _HEADER_LENGTH:
                     return
                 self._begin_pdu()
@@ -214,7 +219,7 @@ class Parser:
         ends = self._is_last and not self._pdv_left
         if not self._is_command:
             if ends:
-                self._context_id, self._awaits_data = 0, False
+                self._end_message()
             return Fragment(data, ends) if ends or data else None
         if not ends:
             return None
@@ -222,8 +227,12 @@ class Parser:
         self._collected.clear()
         self._awaits_data = command.has_data
         if not command.has_data:
-            self._context_id = 0
+            self._end_message()
         return command
+
+    def _end_message(self) -> None:
+        self._context_id, self._awaits_data = 0, False
+        self.messages += 1
 
 
 def parse_command(context_id: int, encoded: bytes | bytearray) -> Command:
@@ -268,16 +277,17 @@ def _number(found: dict[int, bytes], element: int) -> int | None:
 def response(command: Command, status: int, maximum: int) -> bytes:
     """Encode the answer to a request as P-DATA-TF PDUs, each at most `maximum` bytes after its header (0: any).
 
-    The elements are those of C-STORE-RSP and C-ECHO-RSP (PS3.7 sections 9.3.1.2 and 9.3.5.2).
+    The elements are those of C-STORE-RSP and C-ECHO-RSP (PS3.7 sections 9.3.1.2 and 9.3.5.2). A UID that is too long
+    for one is not said back: the peer's own reader might stumble over it.
     """
-    elements = [(0x0002, command.sop_class)] if command.sop_class else []
+    elements = [(0x0002, command.sop_class)] if 0 < len(command.sop_class) <= _LONGEST_UID else []
     elements += [
         (0x0100, _SHORT.pack(command.field | RESPONSE)),
         (0x0120, _SHORT.pack(command.message_id)),
         (0x0800, _SHORT.pack(NO_DATA_SET)),
         (0x0900, _SHORT.pack(status)),
     ]
-    if command.sop_instance:
+    if 0 < len(command.sop_instance) <= _LONGEST_UID:
         elements.append((0x1000, command.sop_instance))
     body = b"".join(_ELEMENT.pack(0, element, len(value)) + value for element, value in elements)
     whole = _ELEMENT.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
