@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo up test check bench bench-patches clean
+.PHONY: demo up test check bench bench-ingest bench-patches clean
 demo: $(VENV)/.installed-run
 	@$(BIN)/pennode demo $(ARGS)
 
@@ -22,6 +22,9 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-ingest: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.bench_ingest $(ARGS)
 
 bench-patches: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench_patches $(ARGS)

@@ -21,7 +21,8 @@ class Identity:
 
 def clean(text: str) -> str:
     """Return a peer's text without what a database, a log line or a terminal would stumble over."""
-    return "".join(c if c.isprintable() else " " for c in text[:128]).strip()
+    text = text[:128]
+    return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).strip()
 
 
 def finite(values: tuple[float, ...], count: int) -> tuple[float, ...]:

@@ -98,9 +98,8 @@ class Association:
 
     def _serve(self) -> bytes:
         """Go through all phases; return our last word."""
-        request = self._await_request()
         try:
-            self._establish(request)
+            self._establish(self._await_request())
         except Refused as refused:
             log.warning("rejected an association with %s at %s: %s", self._origin.calling_ae, self.address, refused)
             return pdata.rejection(*refused.answer)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from node.ledger.database import Database
@@ -16,6 +16,25 @@ from node.ledger.deliveries import cancel_deliveries
 from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
 from node.ledger.schema import instance, job, result, series
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
+
+# Statements of the way in, built once: to build one takes longer than SQLite takes to run it.
+_HELD = select(instance.c.sop_uid, instance.c.sha256, instance.c.series_uid, instance.c.path).where(
+    instance.c.sop_uid.in_(bindparam("sop_uids", expanding=True))
+)
+_SERIES = (
+    select(series.c.state, series.c.revision, series.c.instances)
+    .where(series.c.series_uid == bindparam("uid"))
+    .with_for_update()
+)
+_GROW = (
+    update(series)
+    .where(series.c.series_uid == bindparam("uid"))
+    .values(
+        state=SeriesState.RECEIVING.value, instances=series.c.instances + bindparam("added"), last_at=bindparam("at")
+    )
+)
+_INSERT = insert(instance)
+_FIELDS = tuple(name for name in Instance.__dataclass_fields__ if name != "header")
 
 
 class Receipt(StrEnum):
@@ -84,12 +103,8 @@ class Intake:
                 return self._record(connection, received, most)
 
     def _record(self, connection: Connection, received: Sequence[Instance], most: int | None) -> list[Recorded]:
-        wanted = instance.c.sop_uid.in_({r.sop_uid for r in received})
-        columns = (instance.c.sop_uid, instance.c.sha256, instance.c.series_uid, instance.c.path)
-        held = {
-            row.sop_uid: (row.sha256, row.series_uid, row.path)
-            for row in connection.execute(select(*columns).where(wanted))
-        }
+        rows = connection.execute(_HELD, {"sop_uids": [one.sop_uid for one in received]})
+        held = {row.sop_uid: (row.sha256, row.series_uid, row.path) for row in rows}
         series_seen: dict[str, _Growing] = {}
         new: list[dict[str, Any]] = []
         answers = []
@@ -106,13 +121,13 @@ class Intake:
                 continue
             growing.added.append(one)
             held[one.sop_uid] = (one.sha256, one.series_uid, one.path)
-            values = {name: getattr(one, name) for name in Instance.__dataclass_fields__ if name != "header"}
+            values = {name: getattr(one, name) for name in _FIELDS}
             new.append(values | {"header": one.header.to_json(), "revision": growing.revision + 1})
             answers.append(Recorded(Receipt.NEW))
         for series_uid, growing in series_seen.items():
             self._grow(connection, series_uid, growing)
         if new:
-            connection.execute(insert(instance), new)
+            connection.execute(_INSERT, new)
         return answers
 
     def _again(self, connection: Connection, received: Instance, sha256: str, series_uid: str) -> Receipt:
@@ -126,11 +141,7 @@ class Intake:
         return Receipt.CONFLICT
 
     def _growing(self, connection: Connection, series_uid: str) -> _Growing:
-        row = connection.execute(
-            select(series.c.state, series.c.revision, series.c.instances)
-            .where(series.c.series_uid == series_uid)
-            .with_for_update()
-        ).first()
+        row = connection.execute(_SERIES, {"uid": series_uid}).first()
         return _Growing() if row is None else _Growing(row.state, int(row.revision), int(row.instances))
 
     def _grow(self, connection: Connection, series_uid: str, growing: _Growing) -> None:
@@ -153,13 +164,7 @@ class Intake:
                 first.received_at,
             )  # fmt: skip
             return
-        connection.execute(
-            update(series)
-            .where(series.c.series_uid == series_uid)
-            .values(
-                state=SeriesState.RECEIVING.value, instances=series.c.instances + len(growing.added), last_at=last_at
-            )
-        )
+        connection.execute(_GROW, {"uid": series_uid, "added": len(growing.added), "at": last_at})
         if growing.state == SeriesState.SEALED:
             text = f"an image came after the seal: revision {growing.revision + 1} is open"
             write_journal(
