@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,26 +15,24 @@ from sqlalchemy.exc import IntegrityError
 from node.ledger.database import Database
 from node.ledger.deliveries import cancel_deliveries
 from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
+from node.ledger.prepared import Prepared
 from node.ledger.schema import instance, job, result, series
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
 
-# Statements of the way in, built once: to build one takes longer than SQLite takes to run it.
-_HELD = select(instance.c.sop_uid, instance.c.sha256, instance.c.series_uid, instance.c.path).where(
-    instance.c.sop_uid.in_(bindparam("sop_uids", expanding=True))
+_HELD = Prepared(
+    select(instance.c.sha256, instance.c.series_uid, instance.c.path).where(instance.c.sop_uid == bindparam("uid"))
 )
-_SERIES = (
+_SERIES = Prepared(
     select(series.c.state, series.c.revision, series.c.instances)
     .where(series.c.series_uid == bindparam("uid"))
     .with_for_update()
 )
-_GROW = (
+_GROW = Prepared(
     update(series)
     .where(series.c.series_uid == bindparam("uid"))
-    .values(
-        state=SeriesState.RECEIVING.value, instances=series.c.instances + bindparam("added"), last_at=bindparam("at")
-    )
+    .values(state=bindparam("now"), instances=series.c.instances + bindparam("added"), last_at=bindparam("at"))
 )
-_INSERT = insert(instance)
+_INSERT = Prepared(insert(instance))
 _FIELDS = tuple(name for name in Instance.__dataclass_fields__ if name != "header")
 
 
@@ -103,13 +102,12 @@ class Intake:
                 return self._record(connection, received, most)
 
     def _record(self, connection: Connection, received: Sequence[Instance], most: int | None) -> list[Recorded]:
-        rows = connection.execute(_HELD, {"sop_uids": [one.sop_uid for one in received]})
-        held = {row.sop_uid: (row.sha256, row.series_uid, row.path) for row in rows}
+        held: dict[str, tuple[str, str, str]] = {}
         series_seen: dict[str, _Growing] = {}
         new: list[dict[str, Any]] = []
         answers = []
         for one in received:
-            known = held.get(one.sop_uid)
+            known = held.get(one.sop_uid) or next(iter(_HELD.run(connection, {"uid": one.sop_uid})), None)
             if known is not None:
                 answers.append(Recorded(self._again(connection, one, *known[:2]), known[2]))
                 continue
@@ -122,12 +120,12 @@ class Intake:
             growing.added.append(one)
             held[one.sop_uid] = (one.sha256, one.series_uid, one.path)
             values = {name: getattr(one, name) for name in _FIELDS}
-            new.append(values | {"header": one.header.to_json(), "revision": growing.revision + 1})
+            new.append(values | {"header": json.dumps(one.header.to_json()), "revision": growing.revision + 1})
             answers.append(Recorded(Receipt.NEW))
         for series_uid, growing in series_seen.items():
             self._grow(connection, series_uid, growing)
         if new:
-            connection.execute(_INSERT, new)
+            _INSERT.run(connection, *new)
         return answers
 
     def _again(self, connection: Connection, received: Instance, sha256: str, series_uid: str) -> Receipt:
@@ -141,8 +139,8 @@ class Intake:
         return Receipt.CONFLICT
 
     def _growing(self, connection: Connection, series_uid: str) -> _Growing:
-        row = connection.execute(_SERIES, {"uid": series_uid}).first()
-        return _Growing() if row is None else _Growing(row.state, int(row.revision), int(row.instances))
+        rows = _SERIES.run(connection, {"uid": series_uid})
+        return _Growing(*rows[0]) if rows else _Growing()
 
     def _grow(self, connection: Connection, series_uid: str, growing: _Growing) -> None:
         """Count instances into their series, which begins or opens its next revision by that."""
@@ -164,7 +162,8 @@ class Intake:
                 first.received_at,
             )  # fmt: skip
             return
-        connection.execute(_GROW, {"uid": series_uid, "added": len(growing.added), "at": last_at})
+        values = {"uid": series_uid, "now": SeriesState.RECEIVING.value, "added": len(growing.added), "at": last_at}
+        _GROW.run(connection, values)
         if growing.state == SeriesState.SEALED:
             text = f"an image came after the seal: revision {growing.revision + 1} is open"
             write_journal(
