@@ -175,7 +175,7 @@ def serve(name: str, port: int, folder: Path) -> None:
     ledger.migrate()
     spool = Spool(folder / "spool") if durable else Spool(folder / "spool", sync=lambda _handle: None)
     spool.prepare()
-    Door(ledger, spool, Listener(port=port), changed=lambda: None).start()
+    Door(ledger, spool, Listener(port=port, max_associations=200), changed=lambda: None).start()
     threading.Event().wait()
 
 
@@ -245,10 +245,8 @@ def idle(associations: int = 100, seconds: float = 5.0) -> float:
     try:
         with receiver("ours", folder / "receiver") as (port, pid), contextlib.ExitStack() as stack:
             for number in range(associations):
-                source = f"127.0.0.{2 + number // 20}"
-                if number < 64:
-                    context = [(b"1.2.840.10008.1.1", b"1.2.840.10008.1.2")]
-                    stack.enter_context(presend.associate(port, context, source))
+                context = [(b"1.2.840.10008.1.1", b"1.2.840.10008.1.2")]
+                stack.enter_context(presend.associate(port, context, f"127.0.0.{2 + number // 20}"))
             watch = Watch(pid)
             before = watch.cpu_s()
             time.sleep(seconds)
