@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom import uid
 
 from node import ingest, selfcheck, statuses
@@ -262,6 +264,54 @@ def test_a_series_takes_no_more_images_than_it_may(open_door: OpenDoor, spool: S
         answers = [store(peer, image(n)) for n in (1, 2, 3, 1)]
     assert answers == [0, 0, statuses.OUT_OF_RESOURCES, 0]
     assert len(list(files_below(spool.root))) == len(ledger.series_instances(SERIES)) == 2
+
+
+def test_a_large_object_takes_no_more_memory_than_a_small_one(tmp_path: Path, sqlite_url: str) -> None:
+    length = 150_000_000
+    small = encoded(mr(1, SOPClassUID=uid.EnhancedMRImageStorage, NumberOfFrames=10))
+    head = small[: small.index(b"\xe0\x7f\x10\x00OW")] + b"\xe0\x7f\x10\x00OW\0\0" + length.to_bytes(4, "little")
+    sent = Sent(uid.EnhancedMRImageStorage.encode(), f"{SERIES}.1".encode(), EXPLICIT, b"")
+    command = [sys.executable, "-m", "tests.node.listening_child", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        echo(port)
+        before = resident_mb(child.pid)
+        with associate(port, [(sent.sop_class, EXPLICIT)]) as peer:
+            peer.sendall(pdu(4, pdv(1, 3, store_request(sent))) + pdu(4, pdv(1, 0, head)))
+            piece = pdu(4, pdv(1, 0, bytes(120_000)))
+            for _ in range(length // 120_000):
+                peer.sendall(piece)
+            peer.sendall(pdu(4, pdv(1, 2, b"")))
+            assert status_of(read_pdu(peer)[1]) == statuses.SUCCESS
+        assert resident_mb(child.pid) - before < 20
+        child.kill()
+    ledger = Ledger(sqlite_url)
+    (member,) = ledger.series_instances(SERIES)
+    assert member.size == len(head) + length
+    ledger.close()
+
+
+def resident_mb(pid: int) -> float:
+    """The largest resident memory of a process so far."""
+    (line,) = (t for t in Path(f"/proc/{pid}/status").read_text().splitlines() if t.startswith("VmHWM"))
+    return int(line.split()[1]) / 1000
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=400), st.booleans())
+def test_whatever_comes_over_a_connection_it_ends(garbage: bytes, is_associated: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        seen = selfcheck._Seen()
+        selfcheck._serve_fast(Listener(**QUICK), theirs, seen)
+        if is_associated:
+            ours.sendall(presend.association_request(CONTEXTS))
+            assert read_pdu(ours)[0] == 2
+        ours.sendall(garbage)
+        ours.shutdown(socket.SHUT_WR)
+        end_of(ours)
+    assert not seen.stored
 
 
 # -- fragments, aborts, wrong contexts
