@@ -4,7 +4,8 @@ Everything runs on this machine over loopback, each receiver in a process of its
 one round is every receiver once, so that what else the machine does hits all alike. Read the ratios. DCMTK's programs
 get TCP_NODELAY=1: without it each image stalls for 40 ms on both sides, and any comparison flatters.
 
-"ours, no fsync" exists here only: no setting of the node takes durability away.
+"ours, no fsync" exists here only: no setting of the node takes durability away. Where TMPDIR points decides much: to a
+folder of the disk that a node would use, in which little was deleted within the last minutes.
 """
 
 from __future__ import annotations
@@ -201,11 +202,12 @@ def _serve_pynetdicom(port: int, folder: Path) -> None:
     ae.start_server(("127.0.0.1", port), block=True, evt_handlers=[(evt.EVT_C_STORE, store)])
 
 
-def measure(name: str, sender: str, associations: int, files: list[Path], objects: list[presend.Sent]) -> Measured:
-    """Send everything once to a fresh receiver."""
-    folder = Path(tempfile.mkdtemp())
+def measure(
+    name: str, folder: Path, sender: str, associations: int, files: list[Path], objects: list[presend.Sent]
+) -> Measured:
+    """Send everything once to a fresh receiver, which stores below `folder`."""
     try:
-        with receiver(name, folder / "receiver") as (port, pid):
+        with receiver(name, folder) as (port, pid):
             watch = Watch(pid)
             watch.start()
             cpu = watch.cpu_s()
@@ -222,7 +224,6 @@ def measure(name: str, sender: str, associations: int, files: list[Path], object
         return Measured(len(files) / seconds, cpu * 1000 / len(files), watch.peak_mb, statistics.median(taken) * 1000)
     finally:
         os.sync()  # what is still to be written must not slow the next one down
-        shutil.rmtree(folder)
 
 
 def _send_dcmtk(sender: str, port: int, files: list[Path], associations: int) -> None:
@@ -288,9 +289,13 @@ def table(
 ) -> None:  # fmt: skip
     """Measure and print one block."""
     runs: dict[str, list[Measured]] = defaultdict(list)
-    for _ in range(rounds):
-        for name in receivers:
-            runs[name].append(measure(name, sender, associations, files, objects))
+    # Everything is deleted at the end only: ext4 passes over inodes that were freed a moment ago, one by one, so that
+    # what one run deletes makes each new file of the next one slow.
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(rounds):
+            for name in receivers:
+                where = Path(folder, f"{turn} {name}")
+                runs[name].append(measure(name, where, sender, associations, files, objects))
     reference = statistics.median(m.rate for m in runs["dcmtk"]) if "dcmtk" in runs else float("nan")
     for name, all_of_it in runs.items():
         rates = [m.rate for m in all_of_it]
