@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from node import pdata, statuses
+from node import answers, pdata, statuses
 from node.admission import Admission
 from node.errors import ProtocolViolation
 from node.incoming import Incoming, Origin, Receiver
@@ -70,14 +70,14 @@ class Association:
             last_word = self._serve()
         except ProtocolViolation as violation:
             self._tell(violation.reason)
-            last_word = pdata.abort(violation.abort_reason)
+            last_word = answers.abort(violation.abort_reason)
         except TooSlow as slow:
             self._tell(str(slow))
             # Before the association there is nobody to abort: PS3.8 has ARTIM close the connection (AA-2).
-            last_word = pdata.abort(statuses.NOT_SPECIFIED) if self._wire.established else b""
+            last_word = answers.abort(statuses.NOT_SPECIFIED) if self._wire.established else b""
         except (Gone, OSError):
             if self._wire.ending and self._wire.established:
-                last_word = pdata.abort(statuses.NOT_SPECIFIED)
+                last_word = answers.abort(statuses.NOT_SPECIFIED)
             elif self._parser.in_message:
                 self._tell("the peer was gone in the middle of an object")
         finally:
@@ -102,10 +102,10 @@ class Association:
             self._establish(self._await_request())
         except Refused as refused:
             log.warning("rejected an association with %s at %s: %s", self._origin.calling_ae, self.address, refused)
-            return pdata.rejection(*refused.answer)
+            return answers.rejection(*refused.answer)
         while self._transfer():
             self._wire.receive(self._parser)
-        return pdata.release_response()
+        return answers.release_response()
 
     def _await_request(self) -> Request:
         while True:
@@ -194,7 +194,7 @@ class Association:
             return
         status = statuses.SUCCESS if command.field == pdata.C_ECHO_RQ else self._house.reception.finish(incoming)
         self._incoming = None
-        self._wire.send(pdata.response(command, status, self._maximum))
+        self._wire.send(answers.response(command, status, self._maximum))
 
     def _end(self) -> None:
         """Drop what is half received, and tell that the association is no more."""

@@ -13,7 +13,7 @@ from pynetdicom.dimse_messages import C_ECHO_RSP, C_STORE_RSP
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ, A_RELEASE_RP, P_DATA_TF
 
-from node import pdata, statuses
+from node import answers, pdata, statuses
 from node.errors import ProtocolViolation
 from node.pdata import Command, Control, Fragment, Limits, Parser
 
@@ -222,21 +222,21 @@ def test_what_we_encode_is_what_pynetdicom_encodes() -> None:
         message = kind()
         message.primitive_to_message(primitive)
         whole = b"".join(P_DATA_TF(p).encode() for p in message.encode_msg(5, 0))
-        assert pdata.response(command, primitive.Status, 0) == whole
-    assert pdata.release_response() == A_RELEASE_RP().encode()
+        assert answers.response(command, primitive.Status, 0) == whole
+    assert answers.release_response() == A_RELEASE_RP().encode()
     rejected = A_ASSOCIATE_RJ()
     rejected.result, rejected.source, rejected.reason_diagnostic = statuses.LOCAL_LIMIT_EXCEEDED
-    assert pdata.rejection(*statuses.LOCAL_LIMIT_EXCEEDED) == rejected.encode()
+    assert answers.rejection(*statuses.LOCAL_LIMIT_EXCEEDED) == rejected.encode()
     aborted = A_ABORT_RQ()
     aborted.source, aborted.reason_diagnostic = 2, 6
-    assert pdata.abort(6) == aborted.encode()
+    assert answers.abort(6) == aborted.encode()
 
 
 @given(st.integers(0, 300))
 @settings(deadline=None)
 def test_an_answer_keeps_to_the_peers_maximum(maximum: int) -> None:
     command = Command(1, 1, 7, SOP_CLASS, SOP, True)
-    whole = pdata.response(command, 0, maximum)
+    whole = answers.response(command, 0, maximum)
     position, payload = 0, b""
     while position < len(whole):
         kind, length = struct.unpack_from(">BxL", whole, position)
@@ -244,4 +244,4 @@ def test_an_answer_keeps_to_the_peers_maximum(maximum: int) -> None:
         assert maximum == 0 or length <= max(maximum, 7)
         payload += whole[position + 12 : position + 6 + length]
         position += 6 + length
-    assert payload == pdata.response(command, 0, 0)[12:]
+    assert payload == answers.response(command, 0, 0)[12:]
