@@ -13,6 +13,7 @@
     └── Permanent                 the same work fails again until somebody changes something
         ├── ConfigurationError    settings name something that does not exist or cannot work
         ├── InvalidInstance       received bytes are not the DICOM object they claim to be
+        ├── ProtocolViolation     a peer breaks the upper layer protocol, or one of its limits
         ├── Unsuitable            geometry or pixels of a series cannot be segmented
         ├── PeerRefused           the peer answers, and says no
         ├── LeaseLost             another worker holds this job by now
@@ -85,6 +86,20 @@ class ConfigurationError(Permanent):
 
 class InvalidInstance(Permanent):
     """Raised when received bytes are not the DICOM object they claim to be."""
+
+
+class ProtocolViolation(Permanent):
+    """Raised when a peer breaks the upper layer protocol, or one of its limits; its association is aborted.
+
+    Parameters
+    ----------
+    abort_reason
+        What the A-ABORT says (PS3.8 table 9-26); see `node.statuses`.
+    """
+
+    def __init__(self, reason: str, abort_reason: int) -> None:
+        super().__init__(reason)
+        self.abort_reason = abort_reason
 
 
 class Unsuitable(Permanent):
