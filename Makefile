@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo up test check bench bench-node bench-patches clean
+.PHONY: demo up test check bench bench-ingest bench-node bench-patches clean
 demo: $(VENV)/.installed-run
 	@$(BIN)/pennode demo $(ARGS)
 
@@ -20,10 +20,13 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-node bench-patches
+bench: bench-node bench-ingest bench-patches
 
 bench-node: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-ingest: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.bench_ingest $(ARGS)
 
 bench-patches: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench_patches $(ARGS)

@@ -13,6 +13,7 @@
     └── Permanent                 the same work fails again until somebody changes something
         ├── ConfigurationError    settings name something that does not exist or cannot work
         ├── InvalidInstance       received bytes are not the DICOM object they claim to be
+        ├── ProtocolViolation     a peer breaks the upper layer protocol, or one of its limits
         ├── Unsuitable            geometry or pixels of a series cannot be segmented
         ├── PeerRefused           the peer answers, and says no
         ├── LeaseLost             another worker holds this job by now
@@ -87,6 +88,20 @@ class InvalidInstance(Permanent):
     """Raised when received bytes are not the DICOM object they claim to be."""
 
 
+class ProtocolViolation(Permanent):
+    """Raised when a peer breaks the upper layer protocol, or one of its limits; its association is aborted.
+
+    Parameters
+    ----------
+    abort_reason
+        What the A-ABORT says (PS3.8 table 9-26); see `node.statuses`.
+    """
+
+    def __init__(self, reason: str, abort_reason: int) -> None:
+        super().__init__(reason)
+        self.abort_reason = abort_reason
+
+
 class Unsuitable(Permanent):
     """Raised when geometry or pixels of a series cannot be segmented; the job ends REJECTED."""
 
@@ -101,6 +116,10 @@ class LeaseLost(Permanent):
 
 class InvalidResult(Permanent):
     """Raised when a result bundle does not belong to its job, or is no valid object."""
+
+
+class DeviceLost(Retryable):
+    """Raised when a GPU has failed: this process cannot use it any more, another may."""
 
 
 class EngineFailure(Permanent):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Callable
 from typing import Any
 
 import pydicom
@@ -16,19 +14,27 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from node.errors import InvalidInstance
+from node.identity import Identity, clean, finite
 from node.records import Header, is_uid
+from node.scan import read_plain
 
 # A peer's slightly invalid values are kept as they are; they must not cost a warning per image.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-# A deflated data set may not grow beyond this: a small message must not fill the memory.
-_MAX_INFLATED = 1 << 30
+ReadAt = Callable[[int, int], bytes]
+
+# Read at once: the header of a classic image is shorter.
+_HEAD = 32768
+# A deflated data set may not grow beyond the first; its header must end within the second.
+_MAX_INFLATED = 1 << 32
+_INFLATED_HEAD = 16 << 20
 # What pydicom raises over bytes that are no data set; OSError is its word for an end within a tag.
 UNREADABLE = (
     InvalidDicomError, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError,
     OverflowError, NotImplementedError, struct.error, RecursionError, zlib.error,
 )  # fmt: skip
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_UNDEFINED = 0xFFFFFFFF
 _SEQUENCE_DELIMITER = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
 _TAGS: list[Any] = [
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
@@ -40,17 +46,6 @@ _TAGS: list[Any] = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Which object a data set says it is, and its header."""
-
-    sop_class_uid: str
-    sop_uid: str
-    series_uid: str
-    study_uid: str
-    header: Header
-
-
 def read_identity(data: bytes, transfer_syntax_uid: str) -> Identity:
     """Read the identity and the header of one encoded data set (no preamble, no file meta information).
 
@@ -59,18 +54,29 @@ def read_identity(data: bytes, transfer_syntax_uid: str) -> Identity:
     InvalidInstance
         The bytes are no data set in this transfer syntax, end before the pixel data does, or lack a valid UID.
     """
+    return identify(lambda count, at: data[at : at + count], len(data), transfer_syntax_uid)
+
+
+def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
+    """Do what `read_identity` does for a data set that stays where it is, reading little more than its header.
+
+    Parameters
+    ----------
+    read_at
+        Returns up to `count` bytes from position `at` of the data set.
+    size
+        Length of the data set in bytes.
+    """
     syntax = UID(transfer_syntax_uid)
     try:
-        stream = _Stream(_inflate(data) if syntax.is_deflated else data)
-        found = read_dataset(
-            stream,
-            is_implicit_VR=syntax.is_implicit_VR,
-            is_little_endian=syntax.is_little_endian,
-            stop_when=lambda tag, _vr, _length: tag in _PIXELS,
-            specific_tags=[pydicom.tag.Tag(t) for t in _TAGS],
-        )
-        _check_pixel_data(stream, syntax)
-        identity = _identity(found)
+        if syntax.is_deflated:
+            read_at, size = _inflate(read_at, size)
+        head = read_at(_HEAD, 0)
+        plain = read_plain(head, size, implicit=syntax.is_implicit_VR) if syntax.is_little_endian else None
+        if plain is None:
+            plain = _read_thoroughly(read_at, size, head, syntax)
+        identity, pixels_at = plain
+        _check_pixel_data(read_at, size, pixels_at, syntax)
     except InvalidInstance:
         raise
     except UNREADABLE as error:
@@ -87,14 +93,62 @@ def read_identity(data: bytes, transfer_syntax_uid: str) -> Identity:
     return identity
 
 
-class _Stream(BytesIO):
-    """Raises where the data ends within an element: pydicom would take half a value for a whole one."""
+def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, syntax: UID) -> tuple[Identity, int]:
+    # The groups of all frames may be long; then those shared by them must do.
+    for tags, budget in ((_TAGS, 16 << 20), (_TAGS[:-1], 64 << 20)):
+        stream = _Stream(read_at, size, head, budget)
+        try:
+            found = read_dataset(
+                stream,  # type: ignore[arg-type, unused-ignore]
+                is_implicit_VR=syntax.is_implicit_VR,
+                is_little_endian=syntax.is_little_endian,
+                stop_when=lambda tag, _vr, _length: tag in _PIXELS,
+                specific_tags=[pydicom.tag.Tag(t) for t in tags],
+            )
+        except _OverBudget:
+            continue
+        return _identity(found), stream.tell()
+    raise InvalidInstance("the header is too long", "the sending system must mend it")
 
-    _at_end = False
+
+class _OverBudget(Exception):
+    pass
+
+
+class _Stream:
+    """A file for pydicom that raises where the data ends within an element: half a value would pass for a whole one.
+
+    It reads `budget` bytes at most.
+    """
+
+    def __init__(self, read_at: ReadAt, size: int, head: bytes, budget: int) -> None:
+        self._read_at = read_at
+        self._size = size
+        self._budget = budget
+        self._window, self._window_at = head, 0
+        self._position = 0
+        self._at_end = False
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = max(0, offset + (0, self._position, self._size)[whence])
+        return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if size and len(data) < size:
+        rest = max(0, self._size - self._position)
+        count = rest if size is None or size < 0 else min(size, rest)
+        self._budget -= count
+        if self._budget < 0:
+            raise _OverBudget
+        begin = self._position - self._window_at
+        if begin < 0 or begin + count > len(self._window):
+            self._window, self._window_at = self._read_at(max(count, _HEAD), self._position), self._position
+            begin = 0
+        data = self._window[begin : begin + count]
+        self._position += len(data)
+        if size and size > 0 and len(data) < size:
             # Only where the next tag would begin, once, may nothing be left.
             if data or self._at_end:
                 raise EOFError
@@ -102,44 +156,58 @@ class _Stream(BytesIO):
         return data
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(read_at: ReadAt, size: int) -> tuple[ReadAt, int]:
+    """Inflate the head of a deflated data set (PS3.5 A.5), and count the rest."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    whole = inflater.decompress(data, _MAX_INFLATED)
+    kept, length, position, pending = bytearray(), 0, 0, b""
+    while not inflater.eof:
+        if not pending:
+            pending = read_at(_HEAD, position)
+            position += len(pending)
+        piece = inflater.decompress(pending, 1 << 20)
+        pending = inflater.unconsumed_tail
+        length += len(piece)
+        kept += piece[: max(0, _INFLATED_HEAD - len(kept))]
+        if length > _MAX_INFLATED or (not piece and not pending and position >= size):
+            break
     if not inflater.eof:
         raise InvalidInstance("the deflated data set ends early, or is too large", "send the image again")
-    return whole
+    return lambda count, at: bytes(kept[at : at + count]), length
 
 
-def _check_pixel_data(stream: BytesIO, syntax: UID) -> None:
-    """The stream stands before the pixel data element, or at its end. A shorter rest means a truncated object."""
-    start = stream.tell()
-    buffer = stream.getbuffer()
-    rest = len(buffer) - start
+def _check_pixel_data(read_at: ReadAt, size: int, start: int, syntax: UID) -> None:
+    """The pixel data element begins at `start`, or the data set ends there. A shorter rest means a truncated object."""
+    rest = size - start
     if rest == 0:
         return
     if rest < 8:
         raise InvalidInstance("the data set ends within an element", "send the image again: it was cut short")
     if syntax.is_implicit_VR:
-        offset, length = 8, struct.unpack_from("<L", buffer, start + 4)[0]
+        offset, length = 8, struct.unpack("<L", read_at(4, start + 4))[0]
     else:
         if rest < 12:
             raise InvalidInstance("the data set ends within its pixel data", "send the image again: it was cut short")
-        offset, length = 12, struct.unpack_from("<L" if syntax.is_little_endian else ">L", buffer, start + 8)[0]
+        offset, length = 12, struct.unpack("<L" if syntax.is_little_endian else ">L", read_at(4, start + 8))[0]
     fits = length <= rest - offset
-    if length == 0xFFFFFFFF:  # encapsulated: fragments up to a sequence delimiter (PS3.5 A.4)
-        fits = bytes(buffer[start:]).rfind(_SEQUENCE_DELIMITER) >= 0
+    if length == _UNDEFINED:  # encapsulated: fragments up to a sequence delimiter (PS3.5 A.4)
+        fits = _has_delimiter(read_at, start, size)
     if not fits:
         raise InvalidInstance("the pixel data ends early", "send the image again: it was cut short")
 
 
+def _has_delimiter(read_at: ReadAt, start: int, size: int) -> bool:
+    """Look for a sequence delimiter, from the end backwards: it lies there, or nowhere."""
+    position = size
+    while position > start:
+        before, position = position, max(start, position - _HEAD)
+        if _SEQUENCE_DELIMITER in read_at(before - position + len(_SEQUENCE_DELIMITER) - 1, position):
+            return True
+    return False
+
+
 def _text(ds: Dataset, name: str) -> str:
     value = ds.get(name)
-    return "" if value is None else _clean(str(value))
-
-
-def _clean(text: str) -> str:
-    """Return a peer's text without what a database, a log line or a terminal would stumble over."""
-    return "".join(c if c.isprintable() else " " for c in text[:128]).strip()
+    return "" if value is None else clean(str(value))
 
 
 def _whole(ds: Dataset, name: str) -> int | None:
@@ -155,7 +223,7 @@ def _numbers(ds: Dataset, name: str, count: int) -> tuple[float, ...]:
         values = tuple(float(v) for v in ds.get(name) or ())
     except (TypeError, ValueError):
         return ()
-    return values if len(values) == count and all(map(math.isfinite, values)) else ()
+    return finite(values, count)
 
 
 def _functional_group(ds: Dataset, macro: str) -> Dataset:
@@ -178,7 +246,7 @@ def _identity(ds: Dataset) -> Identity:
     )
     header = Header(
         modality=_text(ds, "Modality"),
-        image_type=tuple(_clean(str(v)) for v in ([image_type] if isinstance(image_type, str) else image_type)[:16]),
+        image_type=tuple(clean(str(v)) for v in ([image_type] if isinstance(image_type, str) else image_type)[:16]),
         series_description=_text(ds, "SeriesDescription"),
         protocol_name=_text(ds, "ProtocolName"),
         study_description=_text(ds, "StudyDescription"),

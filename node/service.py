@@ -165,10 +165,12 @@ class Node:
         except LedgerUnavailable as error:
             workers, answers = 0, (False, str(error))
         listening = f"{self.addresses.get('dicom', '')}, {door.associations()} association(s) open"
+        if door.trouble:
+            listening += f"; {door.trouble}"
         return Health(
             components=(
                 Component("ledger", *answers),
-                Component("listener", door.is_listening(), listening),
+                Component("listener", door.is_listening() and not door.trouble, listening),
                 *(Component(name, server.is_alive(), "serves") for name, server in self._servers.items()),
                 Component("disk", *disk),
                 Component("workers", workers > 0, f"{workers} alive"),

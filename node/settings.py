@@ -47,10 +47,24 @@ class Listener(Section):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 to be reached by other machines")
     port: Port = Field(11112, description="0 picks a free port")
     ae_title: AETitle = "PENNODE"
-    max_associations: int = Field(32, ge=1, description="associations served at the same time")
+    fast_path: bool = Field(True, description="false: pynetdicom does it all; slower, and without most limits below")
+    max_associations: int = Field(64, ge=1, description="associations served at the same time")
+    max_associations_per_peer: int = Field(24, ge=1, description="of them, from one address")
+    max_waiting: int = Field(64, ge=1, description="connections without an association (yet) at the same time")
+    max_waiting_per_peer: int = Field(16, ge=1, description="of them, from one address; the oldest makes room")
     max_pdu: int = Field(131072, ge=4096, le=1048576, description="largest PDU accepted, in bytes")
+    max_command: int = Field(16384, ge=512, le=1048576, description="largest command set accepted, in bytes")
+    max_object_mb: int = Field(4096, ge=1, description="largest object accepted")
+    max_series_instances: int = Field(20000, ge=1, description="instances of one series accepted")
+    artim_s: float = Field(10.0, gt=0, description="a connection without an association is closed after this")
+    pdu_timeout_s: float = Field(30.0, gt=0, description="a PDU that takes longer ends the association")
+    min_rate: int = Field(
+        4096, ge=0, description="bytes per second, over pdu_timeout_s, below which an object ends the association"
+    )
     network_timeout_s: Seconds = Field(60.0, description="an association idle for longer is aborted")
-    free_floor_mb: int = Field(1024, ge=0, description="below this much free disk, C-STORE is refused with 0xA700")
+    free_floor_mb: int = Field(
+        1024, ge=0, description="below this much free disk, C-STORE is refused with 0xA700, new associations for now"
+    )
 
 
 class Assembly(Section):

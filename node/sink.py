@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pynetdicom import AE, evt
+from pynetdicom import _config as pynetdicom_config
 from pynetdicom.events import Event
 
 from node.errors import ConfigurationError
-from node.listener import INVALID_SOP_INSTANCE, OUT_OF_RESOURCES, SUCCESS
 from node.records import is_uid
+from node.statuses import INVALID_SOP_INSTANCE, OUT_OF_RESOURCES, SUCCESS
 from node.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
+
+# Nobody reads what pynetdicom would log of each message, and for that it decodes data sets.
+pynetdicom_config.LOG_HANDLER_LEVEL = "none"
 
 
 def serve(folder: Path, port: int, ae_title: str, ready: Callable[[int], None]) -> None:

@@ -130,6 +130,11 @@ def test_a_worker_for_a_gpu_ends_at_once_where_there_is_none(state: dict[str, st
     assert_one_line(pennode("worker", environment=asked), "no node is known")  # it would go on
 
 
+def test_a_precision_that_cannot_be_is_told_before_a_worker_waits_for_jobs(state: dict[str, str]) -> None:
+    asked = state | {"PENNODE_WORKER_PRECISION": "f16"}
+    assert_one_line(pennode("worker", environment=asked), "openvino has no precision 'f16'", "worker.precision")
+
+
 def test_a_peer_that_does_not_answer(tmp_path: Path) -> None:
     from workers.series import write_phantom
 

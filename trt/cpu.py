@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class OpenVinoEngine:
-    """The model on the CPU by OpenVINO; no call of it holds more pixels than `batch` patches of the manifest's size."""
+    """The model on the CPU by OpenVINO.
+
+    No call of it holds more pixels than `batch` patches of the manifest's size, but for one larger patch alone.
+    """
 
     backend = "openvino"
 
@@ -27,7 +29,7 @@ class OpenVinoEngine:
             import openvino
         except ImportError as error:
             raise EngineError("OpenVINO is not installed: `pip install openvino`") from error
-        path = manifest.path if precision != "int8" else _quantised(manifest)
+        path = manifest.path if precision != "int8" or manifest.quantised is None else manifest.quantised.path
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this CPU does not calculate in bf16; choose precision f32")
@@ -36,6 +38,7 @@ class OpenVinoEngine:
             "NUM_STREAMS": "1",  # one batch at a time, on all threads; more streams hold more memory
             "INFERENCE_NUM_THREADS": str(threads),
             "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,  # of what is not in eight bits
+            "CPU_RUNTIME_CACHE_CAPACITY": "256",  # kernels of a few shapes; by default memory grows with every shape
             "ENABLE_CPU_PINNING": "NO",  # several workers on one host would pin themselves to the same cores
         }
         self._manifest, self._version, self._threads = manifest, openvino.get_version(), threads
@@ -109,13 +112,3 @@ class OpenVinoEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _quantised(manifest: Manifest) -> Path:
-    """The file for precision int8; `EngineError` where the model has none."""
-    if manifest.quantised is None:
-        raise EngineError(
-            f"{manifest.name} has no version in eight bits: make one by `python -m trt.quantise`, or choose another "
-            "precision"
-        )
-    return manifest.quantised.path

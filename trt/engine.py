@@ -110,15 +110,12 @@ def open_engine(
     OutOfMemory
         The device has too little memory for this batch.
     ManifestError
-        The model is not the file that its manifest speaks of.
+        The model that a GPU is to run is not the file that its manifest speaks of.
     ValueError
         A number is below one.
     """
     require_backend(backend)
-    if precision not in PRECISIONS[backend]:
-        raise EngineError(
-            f"backend {backend} has no precision {precision!r}; choose one of: {', '.join(PRECISIONS[backend])}"
-        )
+    require_precision(manifest, backend, precision)
     threads = cores() if threads is None else threads
     if threads < 1 or batch < 1:
         raise ValueError(f"threads and batch must be at least 1, not {threads} and {batch}")
@@ -136,6 +133,21 @@ def open_engine(
     from trt.cpu import OpenVinoEngine
 
     return OpenVinoEngine(manifest, threads, batch, precision)
+
+
+def require_precision(manifest: Manifest, backend: str, precision: str) -> None:
+    """Tell at once, and without loading anything, whether `backend` runs this model in `precision`.
+
+    Raises `EngineError` when it does not, or there is no such backend.
+    """
+    known = PRECISIONS.get(backend, ())
+    if known and precision not in known:
+        raise EngineError(f"backend {backend} has no precision {precision!r}; choose one of: {', '.join(known)}")
+    if precision == "int8" and manifest.quantised is None:
+        raise EngineError(
+            f"{manifest.name} has no version in eight bits: make one by `python -m trt.quantise`, or choose another "
+            "precision"
+        )
 
 
 def require_backend(backend: str) -> None:

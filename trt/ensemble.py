@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,10 @@ from onnx.reference import ReferenceEvaluator
 
 from trt.dataset import DatasetError, Split, read_split, write_split
 from trt.export import TOLERANCE, ExportError, gather_facts, read_finder
-from trt.manifest import Manifest, ManifestError, finder_fields, load, sha256
+from trt.manifest import INT8_FILE, Manifest, ManifestError, finder_fields, load, sha256
+
+STALE = (INT8_FILE, "figures.json", "pareto.json", "precisions.json", "MODEL_CARD.md")
+"""What speaks of the weights that were there before."""
 
 ALIKE = ("labels", "patch", "channels", "stride", "spacing_mm", "normalisation", "overlap")
 
@@ -102,17 +106,24 @@ def write_ensemble(manifests: Sequence[Manifest], folder: Path, facts: dict[str,
     fields = json.loads(first.path.with_name("manifest.json").read_text(encoding="utf-8"))
     for gone in ("int8", "finder"):
         fields.pop(gone, None)
+    found = None if finder is None else read_finder(finder)
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(made, folder / "model.onnx")
-    fields |= {**facts, "sha256": sha256(folder / "model.onnx"), "validation": {}}
-    if finder is not None:
-        found = read_finder(finder)
-        if not (folder / found.path.name).exists() or not (folder / found.path.name).samefile(found.path):
-            shutil.copyfile(found.path, folder / found.path.name)
-        fields["finder"] = finder_fields(found)
-    (folder / "manifest.json").write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_split(split, folder / "split.json")
-    (folder / "training.json").write_text(json.dumps(_training(manifests), indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix=".ensemble-", dir=folder) as name:
+        scratch = Path(name)
+        onnx.save(made, scratch / "model.onnx")
+        fields |= {**facts, "sha256": sha256(scratch / "model.onnx"), "validation": {}}
+        if found is not None:
+            shutil.copyfile(found.path, scratch / found.path.name)
+            fields["finder"] = finder_fields(found)
+        text = json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+        (scratch / "manifest.json").write_text(text, encoding="utf-8")
+        write_split(split, scratch / "split.json")
+        (scratch / "training.json").write_text(json.dumps(_training(manifests), indent=1) + "\n", encoding="utf-8")
+        load(scratch)  # what cannot be read back replaces nothing
+        for stale in STALE:
+            (folder / stale).unlink(missing_ok=True)
+        for path in scratch.iterdir():
+            path.replace(folder / path.name)
     return load(folder)
 
 

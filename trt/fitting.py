@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from trt.manifest import Manifest
 from trt.patches import Region, count_patches
 
+MOST_PIXELS = 8 * 128 * 128
+"""Of one patch. It bounds memory, and is the same for everybody: a mask must not depend on how its host is set up."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -47,8 +50,9 @@ def fit(
     """The patches of a volume of `shape` (Z, Y, X), or of its `region`, that take the fewest pixels.
 
     Their sides are multiples of the manifest's stride, no shorter than the model's own, and their overlap is as many
-    pixels as `overlap` (by default the manifest's) of the model's own patch. No call holds more pixels than `batch` of
-    those. Without a stride, and for an engine that is not `flexible`, they are the model's own.
+    pixels as `overlap` (by default the manifest's) of the model's own patch. No patch has more than MOST_PIXELS, and no
+    call, but for one of a single patch, more than `batch` patches of the model's own size; how a volume is cut does not
+    depend on that. Without a stride, and for an engine that is not `flexible`, they are the model's own.
     """
     own, share = manifest.patch, manifest.overlap if overlap is None else overlap
     fixed = Fit(own, share, batch, count_patches(shape, own, share, region))
@@ -58,16 +62,19 @@ def fit(
     heights, widths = (
         _sides(np.asarray(plane.any(axis=1 - axis)), own[axis], share * own[axis], manifest.stride) for axis in (0, 1)
     )
-    most = batch * own[0] * own[1]
-    fits = [fixed]
+    found = []
     for patch in product(heights, widths):
         area = patch[0] * patch[1]
-        if area <= most and patch != own:
+        if area <= MOST_PIXELS and patch != own:
             # A hair less than the share: rounding must not ask for one patch more.
             shared = max(max(share * own[axis] / patch[axis] - 1e-9, 0.0) for axis in (0, 1))
-            count = count_patches(shape, patch, shared, region)
-            fits.append(Fit(patch, shared, most // area, count))
-    return min(fits, key=lambda each: (each.pixels, each.patches))
+            found.append((area * count_patches((1, *shape[1:]), patch, shared, plane[None]), -area, patch, shared))
+    if not found:
+        return fixed
+    *_, patch, shared = min(found)  # by one plane for all slices: to count each slice's for each size takes long
+    area, most = patch[0] * patch[1], batch * own[0] * own[1]
+    fitted = Fit(patch, shared, max(most // area, 1), count_patches(shape, patch, shared, region))
+    return min(fitted, fixed, key=lambda each: (each.pixels, each.patches))
 
 
 def _sides(wanted: NDArray[np.bool_], own: int, overlap: float, stride: int) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from trt.engine import PRECISIONS, Engine, EngineError, OutOfMemory, Precision, open_engine
 from trt.enginecache import CachedEngine, record_gate
-from trt.gate import Gate, holds, judge, probe_patches, require
+from trt.gate import Gate, judge, require
 from trt.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -132,14 +132,11 @@ def _open(
 
 
 def _judged(engine: Engine, manifest: Manifest, precision: Precision, cache: Path | None, factor: int) -> Gate:
-    """The gate that an engine passed: as its sidecar has it, or found now and written there. Raises `GateError`."""
-    probes = probe_patches(manifest, factor=factor)
+    """The gate that an engine passed, written into its sidecar where it has one. Raises `GateError`."""
     file: CachedEngine | None = getattr(engine, "cached", None)  # TensorRT's alone come from files
-    what = f"{manifest.name} {manifest.version} on {engine.backend} in {precision}"
-    if file is not None and file.gate is not None and holds(file.gate, probes, precision):
-        return file.gate
-    gate = judge(engine, manifest, precision, patches=probes)
+    # At every start: what a driver made of an engine's kernels yesterday tells nothing of today.
+    gate = judge(engine, manifest, precision, factor=factor)
     if file is not None and cache is not None:
         record_gate(cache, file, gate)
-    require(gate, what)
+    require(gate, f"{manifest.name} {manifest.version} on {engine.backend} in {precision}")
     return gate

@@ -115,6 +115,7 @@ class _Attendant(threading.Thread):
         model = Path(self._settings.worker.model).name
         backend = self._settings.worker.backend  # as configured: this process must not ask the GPU
         device = f"openvino on {os.cpu_count()} CPU cores" if backend == "openvino" else f"{backend} on a GPU"
+        device = ", else ".join((device, *self._settings.worker.fallback))
         next_greeting = 0.0
         while True:
             if time.monotonic() >= next_greeting:

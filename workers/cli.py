@@ -30,19 +30,20 @@ def worker(
     config: _Config = None, supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 ) -> None:
     """Run one worker: it takes jobs from the broker and talks to the node."""
-    from trt.engine import EngineError
+    from trt.engine import EngineError, require_precision
     from trt.manifest import ManifestError, load
     from workers.app import run_worker
 
     settings = configuration.load(config)
     logs.configure(settings.log.level, settings.log.format)
     try:
-        load(settings.worker.model)
+        manifest = load(settings.worker.model)
+        require_precision(manifest, settings.worker.backend, settings.worker.precision)
         _require_any((settings.worker.backend, *settings.worker.fallback))
     except ManifestError as error:
         raise ConfigurationError(f"the model cannot be used: {error}", "check worker.model") from error
     except EngineError as error:
-        raise ConfigurationError(str(error), "check worker.backend") from error
+        raise ConfigurationError(str(error), "check worker.backend and worker.precision") from error
     raise typer.Exit(run_worker(settings, supervised=supervised))
 
 

@@ -49,7 +49,10 @@ def build(
     batch: Annotated[
         int | None, typer.Option(min=1, max=512, help="patches at once; without: worker.batch", show_default=False)
     ] = None,
-    precision: Annotated[Literal["f16", "f32"], typer.Option(help="what the engine calculates in")] = "f16",
+    precision: Annotated[
+        Literal["f16", "f32"] | None,
+        typer.Option(help="what the engine calculates in; without: worker.precision, or f16", show_default=False),
+    ] = None,
     workspace_mb: Annotated[int, typer.Option("--workspace-mb", min=1, help="memory a layer may use, in MB")] = 1024,
     cache: _Cache = None,
     as_json: _Json = False,
@@ -62,13 +65,14 @@ def build(
     from trt.engine import EngineError
     from trt.manifest import ManifestError
 
+    chosen = precision or ("f32" if settings.worker.precision == "f32" else "f16")
     told = []
     wanted: list[str | None] = [*sm] if sm else [None]
     try:
         library = find_library()
         capabilities = dict.fromkeys(choose_capability(library, name) for name in wanted)
         for manifest, capability in itertools.product(manifests, capabilities):
-            key = key_for(manifest, library, capability, batch=batch or settings.worker.batch, precision=precision)
+            key = key_for(manifest, library, capability, batch=batch or settings.worker.batch, precision=chosen)
             engine, built = _build(_folder(settings, cache), key, manifest, library, workspace_mb)
             told.append({"name": key.name, "model": engine.model, "built": built, "bytes": engine.size, **engine.facts})
             if not as_json:

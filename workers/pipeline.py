@@ -34,6 +34,8 @@ from workers.volume import Volume, read_series
 
 log = logging.getLogger(__name__)
 
+_OF_FINDER = ("backend", "version", "precision", "gate_agreement", "gate_difference", "fallback_from")
+
 
 @dataclass(frozen=True)
 class ResultObject:
@@ -146,8 +148,11 @@ def open_pipeline(worker: settings.Worker, seg: settings.Seg, engines: Path | No
         except ManifestError as error:  # the file was replaced since it was loaded
             raise ConfigurationError(str(error), "see worker.model") from error
         opened.pop_all()
-    finder = served[1].engine if len(served) > 1 else None
-    return Pipeline(served[0].engine, manifest, worker, seg, finder, served[0].facts())
+    facts, finder = served[0].facts(), None
+    if len(served) > 1:  # what it leaves out is background: what ran it is to be told as well
+        finder, told = served[1].engine, served[1].facts()
+        facts |= {f"finder_{name}": told[name] for name in _OF_FINDER if name in told}
+    return Pipeline(served[0].engine, manifest, worker, seg, finder, facts)
 
 
 def segment_series(
@@ -201,6 +206,8 @@ def segment_series(
         # What was asked, not what was found: the parameters must be the same wherever the job is done again.
         parameters = {**description, "overlap": f"{overlap:g}", "extraction": extraction}
         height, width = manifest.patch
+        if description.get("precision") == "int8" and manifest.quantised is not None:
+            parameters["int8_sha256"] = manifest.quantised.digest
         parameters["patch"] = f"fitted from {height}x{width}" if engine.flexible else f"{height}x{width}"
         least = [f"{label.name} {label.least_mm3:g}" for label in manifest.labels if label.least_mm3]
         if least:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from node.errors import EngineFailure
+from node.errors import DeviceLost, EngineFailure
 from trt.decision import decide
 from trt.engine import DeviceEngine
 from trt.extraction import Extraction, select
@@ -66,6 +66,8 @@ def predict_mask(
     ------
     EngineFailure
         A network raises, or returns NaN or infinity.
+    DeviceLost
+        The GPU failed, and nothing can be calculated on it by this process any more.
     """
     timings = {} if timings is None else timings
     there = predict if isinstance(predict, DeviceEngine) else None
@@ -127,6 +129,10 @@ def predict_mask(
     except NonFiniteOutput as error:
         raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
     except RuntimeError as error:  # EngineError, and what a backend itself raises
+        if there is not None and "CUDA error" in str(error):
+            raise DeviceLost(
+                f"the GPU failed: {str(error).splitlines()[0]}", "see nvidia-smi; the worker starts anew by itself"
+            ) from error
         raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
     return Prediction(
         mask=from_canonical(mask, axes, flips),

@@ -36,7 +36,8 @@ from workers.volume import Volume
 # What an engine says of itself but does not change the mask differs between hosts, and stays out of the object.
 _HOST_ONLY = frozenset({"threads", "batch", "device"})
 # What was found rather than asked: it is told, and another host may find it a little otherwise for the same object.
-_FOUND = frozenset({"gate_agreement", "gate_difference", "gate_reference", "fallback_from"})
+_GATE = ("gate_agreement", "gate_difference", "gate_reference", "fallback_from")
+_FOUND = frozenset((*_GATE, *(f"finder_{name}" for name in _GATE)))
 _CHARACTER_SETS = frozenset(v.value for v in hd.SpecificCharacterSetValues)
 _UTF8 = "ISO_IR 192"
 _NUMBER = re.compile(r"\d{1,12}")

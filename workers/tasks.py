@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.errors import EngineFailure, InvalidInstance, LeaseLost, PennodeError, Retryable, Unsuitable
+from node.errors import DeviceLost, EngineFailure, InvalidInstance, LeaseLost, PennodeError, Retryable, Unsuitable
 from node.records import Claim
 from node.settings import Settings
 from workers.nodeclient import Heartbeat, NodeClient
@@ -58,6 +58,10 @@ def run(job_id: str, bench: Callable[[], Bench], client: NodeClient, name: str) 
         log.info("job=%s left alone: %s", job_id, error)
     except (Unsuitable, InvalidInstance) as error:
         _tell(client, claim, "rejected", error)
+    except DeviceLost as error:
+        _tell(client, claim, "retryable", error)
+        # CUDA's errors stay with a process: the next one in its place starts anew.
+        raise SystemExit(1) from error
     except Retryable as error:
         _tell(client, claim, "retryable", error)
     except PennodeError as error:

@@ -2,7 +2,7 @@
 
 from node.ledger.database import Database
 from node.ledger.deliveries import Deliveries
-from node.ledger.intake import Intake, Receipt
+from node.ledger.intake import Intake, Receipt, Recorded
 from node.ledger.jobs import Jobs
 from node.ledger.views import Views
 
@@ -39,4 +39,4 @@ class Ledger(Intake, Jobs, Deliveries, Views):
         self._db.close()
 
 
-__all__ = ["Ledger", "Receipt"]
+__all__ = ["Ledger", "Receipt", "Recorded"]

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from node.ledger.database import Database
 from node.ledger.deliveries import cancel_deliveries
 from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
+from node.ledger.prepared import Prepared
 from node.ledger.schema import instance, job, result, series
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
+
+_HELD = Prepared(
+    select(instance.c.sha256, instance.c.series_uid, instance.c.path).where(instance.c.sop_uid == bindparam("uid"))
+)
+_SERIES = Prepared(
+    select(series.c.state, series.c.revision, series.c.instances)
+    .where(series.c.series_uid == bindparam("uid"))
+    .with_for_update()
+)
+_GROW = Prepared(
+    update(series)
+    .where(series.c.series_uid == bindparam("uid"))
+    .values(state=bindparam("now"), instances=series.c.instances + bindparam("added"), last_at=bindparam("at"))
+)
+_INSERT = Prepared(insert(instance))
+_FIELDS = tuple(name for name in Instance.__dataclass_fields__ if name != "header")
 
 
 class Receipt(StrEnum):
@@ -23,18 +42,31 @@ class Receipt(StrEnum):
     NEW = "new"
     DUPLICATE = "duplicate"  # the same object again, byte for byte
     CONFLICT = "conflict"  # another object under the same SOP Instance UID; the first is kept
+    TOO_MANY = "too many"  # the series is as large as it may be; nothing was recorded
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the ledger made of an instance, and for one that it held already, where its file lies in the spool."""
+
+    receipt: Receipt
+    held_path: str = ""
+
+
+@dataclass
+class _Growing:
+    """A series within one transaction; without a state it is not there yet."""
+
+    state: str = ""
+    revision: int = 0
+    instances: int = 0
+    added: list[Instance] = field(default_factory=list)
 
 
 class Intake:
     """The part of the ledger that grows while images arrive."""
 
     _db: Database
-
-    def path_of(self, sop_uid: str, sha256: str) -> str | None:
-        """Return the spool path of this very object, or None when it is not held."""
-        same = (instance.c.sop_uid == sop_uid) & (instance.c.sha256 == sha256)
-        with self._db.read() as connection:
-            return connection.execute(select(instance.c.path).where(same)).scalar()
 
     def replace_path(self, sop_uid: str, path: str) -> None:
         """Note that an object whose file was lost has come again and lies at `path`."""
@@ -54,68 +86,90 @@ class Intake:
 
     def record(self, received: Instance) -> Receipt:
         """Commit one instance whose bytes are on disk already. Success may be answered once this returns NEW."""
+        return self.record_all([received])[0].receipt
+
+    def record_all(self, received: Sequence[Instance], most: int | None = None) -> list[Recorded]:
+        """Commit several instances, whose bytes are on disk already, in one transaction; one answer for each.
+
+        A series takes `most` instances at most.
+        """
         try:
             with self._db.write() as connection:
-                return self._record(connection, received)
+                return self._record(connection, received, most)
         except IntegrityError:
-            # Two associations brought the same new UID at once; the other one won.
+            # Another process brought the same new UID at once, and won.
             with self._db.write() as connection:
-                return self._record(connection, received)
+                return self._record(connection, received, most)
 
-    def _record(self, connection: Connection, received: Instance) -> Receipt:
-        held = connection.execute(
-            select(instance.c.sha256, instance.c.series_uid).where(instance.c.sop_uid == received.sop_uid)
-        ).first()
-        if held is not None:
-            if held.sha256 == received.sha256:
-                return Receipt.DUPLICATE
-            write_journal(
-                connection, held.series_uid, "", "instance", "", Receipt.CONFLICT.value, received.calling_ae,
-                f"another object came under SOP Instance UID {received.sop_uid}; the first was kept",
-                received.received_at,
-            )  # fmt: skip
-            return Receipt.CONFLICT
-        revision = self._open_series(connection, received)
-        connection.execute(
-            insert(instance).values(
-                **{name: getattr(received, name) for name in Instance.__dataclass_fields__ if name != "header"},
-                header=received.header.to_json(),
-                revision=revision,
-            )
-        )
-        return Receipt.NEW
+    def _record(self, connection: Connection, received: Sequence[Instance], most: int | None) -> list[Recorded]:
+        held: dict[str, tuple[str, str, str]] = {}
+        series_seen: dict[str, _Growing] = {}
+        new: list[dict[str, Any]] = []
+        answers = []
+        for one in received:
+            known = held.get(one.sop_uid) or next(iter(_HELD.run(connection, {"uid": one.sop_uid})), None)
+            if known is not None:
+                answers.append(Recorded(self._again(connection, one, *known[:2]), known[2]))
+                continue
+            if one.series_uid not in series_seen:
+                series_seen[one.series_uid] = self._growing(connection, one.series_uid)
+            growing = series_seen[one.series_uid]
+            if most is not None and growing.instances + len(growing.added) >= most:
+                answers.append(Recorded(Receipt.TOO_MANY))
+                continue
+            growing.added.append(one)
+            held[one.sop_uid] = (one.sha256, one.series_uid, one.path)
+            values = {name: getattr(one, name) for name in _FIELDS}
+            new.append(values | {"header": json.dumps(one.header.to_json()), "revision": growing.revision + 1})
+            answers.append(Recorded(Receipt.NEW))
+        for series_uid, growing in series_seen.items():
+            self._grow(connection, series_uid, growing)
+        if new:
+            _INSERT.run(connection, *new)
+        return answers
 
-    def _open_series(self, connection: Connection, received: Instance) -> int:
-        """Count the instance in and return the revision it belongs to."""
-        now = received.received_at
-        row = connection.execute(
-            select(series.c.state, series.c.revision)
-            .where(series.c.series_uid == received.series_uid)
-            .with_for_update()
-        ).first()
-        if row is None:
+    def _again(self, connection: Connection, received: Instance, sha256: str, series_uid: str) -> Receipt:
+        if sha256 == received.sha256:
+            return Receipt.DUPLICATE
+        write_journal(
+            connection, series_uid, "", "instance", "", Receipt.CONFLICT.value, received.calling_ae,
+            f"another object came under SOP Instance UID {received.sop_uid}; the first was kept",
+            received.received_at,
+        )  # fmt: skip
+        return Receipt.CONFLICT
+
+    def _growing(self, connection: Connection, series_uid: str) -> _Growing:
+        rows = _SERIES.run(connection, {"uid": series_uid})
+        return _Growing(*rows[0]) if rows else _Growing()
+
+    def _grow(self, connection: Connection, series_uid: str, growing: _Growing) -> None:
+        """Count instances into their series, which begins or opens its next revision by that."""
+        if not growing.added:
+            return
+        first = growing.added[0]
+        last_at = max(one.received_at for one in growing.added)
+        if not growing.state:
             connection.execute(
                 insert(series).values(
-                    series_uid=received.series_uid, study_uid=received.study_uid, state=SeriesState.RECEIVING.value,
-                    revision=0, calling_ae=received.calling_ae, instances=1, first_at=now, last_at=now, seal_reason="",
+                    series_uid=series_uid, study_uid=first.study_uid, state=SeriesState.RECEIVING.value, revision=0,
+                    calling_ae=first.calling_ae, instances=len(growing.added), first_at=first.received_at,
+                    last_at=last_at, seal_reason="",
                 )
             )  # fmt: skip
-            text = f"first image received from {received.calling_ae}"
+            text = f"first image received from {first.calling_ae}"
             write_journal(
-                connection, received.series_uid, "", "series", "", SeriesState.RECEIVING.value, "listener", text, now
-            )
-            return 1
-        connection.execute(
-            update(series)
-            .where(series.c.series_uid == received.series_uid)
-            .values(state=SeriesState.RECEIVING.value, instances=series.c.instances + 1, last_at=now)
-        )
-        if row.state == SeriesState.SEALED:
-            write_journal(
-                connection, received.series_uid, "", "series", SeriesState.SEALED.value, SeriesState.RECEIVING.value,
-                "listener", f"an image came after the seal: revision {row.revision + 1} is open", now,
+                connection, series_uid, "", "series", "", SeriesState.RECEIVING.value, "listener", text,
+                first.received_at,
             )  # fmt: skip
-        return int(row.revision) + 1
+            return
+        values = {"uid": series_uid, "now": SeriesState.RECEIVING.value, "added": len(growing.added), "at": last_at}
+        _GROW.run(connection, values)
+        if growing.state == SeriesState.SEALED:
+            text = f"an image came after the seal: revision {growing.revision + 1} is open"
+            write_journal(
+                connection, series_uid, "", "series", SeriesState.SEALED.value, SeriesState.RECEIVING.value,
+                "listener", text, first.received_at,
+            )  # fmt: skip
 
     def receiving(self) -> list[Series]:
         """Return the series that are still open, oldest first."""

@@ -18,6 +18,7 @@ from node import header as header_module
 from node.errors import InvalidInstance
 from node.header import read_identity
 from node.records import Header
+from node.scan import read_plain
 from tests.node.making import SERIES, STUDY, data_set, encoded, mr
 from tests.peers import real_data
 
@@ -225,3 +226,66 @@ def test_a_real_enhanced_mr_gives_frames_plane_and_spacing() -> None:
     assert found.header.number_of_frames == int(ds.NumberOfFrames) > 1
     assert len(found.header.orientation) == 6
     assert len(found.header.pixel_spacing) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(PLAIN[:2]),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "SeriesDescription": st.text(st.characters(codec="latin-1"), max_size=64),
+            "ImageType": st.lists(st.text("AB _0", max_size=6), max_size=4),
+            "SpecificCharacterSet": st.sampled_from(["", "ISO_IR 100", "ISO_IR 6", "ISO_IR 192", "ISO_IR 144"]),
+            "InstanceNumber": st.none() | st.integers(-(2**31), 2**31 - 1),
+            "ImagePositionPatient": st.lists(st.sampled_from(["1", "-2.5", "1e3", "0"]), max_size=4),
+            "NumberOfFrames": st.none() | st.integers(0, 3000),
+            "ContrastBolusAgent": st.none() | st.just("Gd"),
+        },
+    ),
+)
+def test_the_quick_look_says_what_pydicom_says(syntax: str, values: dict[str, object]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            data = encoded(mr(**values), syntax)
+        except UnicodeEncodeError:
+            return
+        plain = read_plain(data, len(data), implicit=syntax == uid.ImplicitVRLittleEndian)
+        thorough = header_module._read_thoroughly(lambda n, at: data[at : at + n], len(data), data, uid.UID(syntax))
+    assert plain in (None, thorough)
+
+
+def test_the_quick_look_is_enough_for_classic_images_and_not_for_nested_ones() -> None:
+    plain = encoded(mr())
+    assert read_plain(plain, len(plain), implicit=False) is not None
+    whole = nested_bytes(EXPLICIT)
+    assert read_plain(whole, len(whole), implicit=False) is None
+    ds = nested()
+    del ds.ContrastBolusAgentSequence
+    skipped = encoded(ds)
+    assert read_plain(skipped, len(skipped), implicit=False) is not None, "other sequences are stepped over"
+
+
+def test_a_real_header_is_read_quickly_and_the_same() -> None:
+    for file in sorted(real_data("dicom", "spine_t2_pt005").glob("*.dcm"))[:3]:
+        data = data_set(file)
+        syntax = pydicom.dcmread(file, stop_before_pixels=True).file_meta.TransferSyntaxUID
+        plain = read_plain(data[:32768], len(data), implicit=syntax.is_implicit_VR)
+        thorough = header_module._read_thoroughly(lambda n, at, d=data: d[at : at + n], len(data), data, syntax)
+        assert plain == thorough
+
+
+def test_a_long_header_is_read_in_parts_and_a_huge_one_is_refused() -> None:
+    ds, frame = mr(), Dataset()
+    frame.add_new(0x00091010, "OB", bytes(40 << 20))
+    spacing, measures = Dataset(), Dataset()
+    spacing.PixelSpacing = [0.75, 0.5]
+    measures.PixelMeasuresSequence = [spacing]
+    del ds.PixelSpacing
+    ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = [measures], [frame]
+    assert read_identity(encoded(ds), EXPLICIT).header.pixel_spacing == (0.75, 0.5)
+    frame[0x00091010].value = bytes(70 << 20)
+    ds["PerFrameFunctionalGroupsSequence"].is_undefined_length = True
+    with pytest.raises(InvalidInstance, match="too long"):
+        read_identity(encoded(ds), EXPLICIT)

@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import make_url, text
 
 from node.errors import ConfigurationError, LedgerUnavailable
-from node.ledger import Ledger, Receipt
+from node.ledger import Ledger, Receipt, Recorded
 from node.ledger.schema import metadata
 from node.records import JobState, SeriesState, input_digest
 from tests import peers
@@ -103,10 +103,26 @@ def test_an_instance_is_new_once_and_then_a_duplicate(any_ledger: Ledger) -> Non
     assert any_ledger.record(one) is Receipt.NEW
     assert any_ledger.record(one) is Receipt.DUPLICATE
     assert any_ledger.series_instances(SERIES) == [one]
-    assert any_ledger.path_of(one.sop_uid, one.sha256) == one.path
-    assert any_ledger.path_of(one.sop_uid, "0" * 64) is None
+    assert any_ledger.record_all([one]) == [Recorded(Receipt.DUPLICATE, one.path)]
     (series,) = any_ledger.receiving()
     assert (series.instances, series.state, series.first_at, series.last_at) == (1, SeriesState.RECEIVING, T0, T0)
+
+
+def test_many_instances_in_one_transaction_are_judged_in_their_order(any_ledger: Ledger) -> None:
+    any_ledger.record(instance(1))
+    batch = [
+        instance(2, at=T0 + 2), instance(1), instance(2, at=T0 + 3), instance(2, content="other"), instance(3),
+        instance(4), instance(1, "1.2.3.20"),
+    ]  # fmt: skip
+    answers = any_ledger.record_all(batch, most=3)
+    kinds = [Receipt.NEW, Receipt.DUPLICATE, Receipt.DUPLICATE, Receipt.CONFLICT, Receipt.NEW, Receipt.TOO_MANY]
+    assert [a.receipt for a in answers] == [*kinds, Receipt.NEW]
+    assert [a.held_path for a in answers[1:4]] == [instance(1).path, instance(2).path, instance(2).path]
+    series = {s.series_uid: s for s in any_ledger.receiving()}
+    assert (series[SERIES].instances, series[SERIES].last_at) == (3, T0 + 2)
+    assert series["1.2.3.20"].instances == 1
+    assert [m.sop_uid for m in any_ledger.series_instances(SERIES)] == [f"{SERIES}.{n}" for n in (1, 2, 3)]
+    assert any_ledger.record_all([]) == []
 
 
 def test_another_object_under_a_known_uid_is_a_conflict_that_the_journal_remembers(any_ledger: Ledger) -> None:

@@ -99,6 +99,29 @@ def test_patches_of_any_multiple_of_the_stride_are_taken_and_give_the_same_in_an
     np.testing.assert_array_equal(first[1], again[0])
 
 
+def test_memory_does_not_grow_with_every_shape() -> None:
+    """Asked of a process of its own: what other tests hold would hide it."""
+    script = """
+import numpy as np
+from pathlib import Path
+from trt.engine import open_engine
+from trt.manifest import load
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+with open_engine(load(), threads=1, batch=1) as engine:
+    shapes = [(n, 16 * y, 16 * x) for n in (1, 2) for y in range(1, 6) for x in range(1, 6)]
+    for number, (n, y, x) in enumerate(shapes):
+        engine(np.zeros((n, 3, y, x), np.float32))
+        if number == 9:
+            before = held()
+    print(held() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 60  # MB, over 40 shapes; 2 MB for each without a bound
+
+
 def test_a_model_without_a_stride_takes_its_own_patches_alone(patches: np.ndarray) -> None:
     with open_engine(dataclasses.replace(load(), stride=None), threads=1, batch=2) as fixed:
         assert not fixed.flexible

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from trt import fitting
 from trt.candidates import segment
 from trt.engine import Engine, open_engine
 from trt.fitting import fit
@@ -58,6 +60,27 @@ def test_the_models_own_patches_where_no_others_can_run(manifest: Manifest, flex
     assert found.patches == count_patches(SHAPE, (128, 128), 0.5, band(70, 207))
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8, 64])
+def test_a_volume_is_cut_alike_whatever_fits_into_a_batch(batch: int) -> None:
+    found = fit(SHAPE, None, load(), batch=batch)
+    assert found.patch == (320, 256)
+    assert found.batch == max(batch * 128 * 128 // (320 * 256), 1)
+
+
+def test_slices_that_differ_are_counted_for_two_sizes_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+
+    def count(shape: tuple[int, int, int], *arguments: Any) -> int:
+        counted.append(shape[0])
+        return count_patches(shape, *arguments)
+
+    monkeypatch.setattr(fitting, "count_patches", count)
+    region = np.random.default_rng(0).random((9, 700, 600)) > 0.5
+    fit((9, 700, 600), region, load())
+    assert counted.count(9) == 2
+    assert counted.count(1) > 2
+
+
 def test_no_patch_is_smaller_than_the_models_own() -> None:
     assert fit(SHAPE, band(100, 110), load()).patch[1] == 128
     assert fit((1, 40, 30), None, load()).patch == (128, 128)
@@ -77,7 +100,10 @@ def test_fitted_patches_give_the_volume_back_and_never_cost_more(
     manifest = small()
     found = fit(shape, region, manifest, overlap=overlap, batch=batch)
     assert all(side % 4 == 0 and side >= own for side, own in zip(found.patch, manifest.patch, strict=True))
-    assert found.batch * found.patch[0] * found.patch[1] <= batch * 16 * 12
+    assert found.batch == 1 or found.batch * found.patch[0] * found.patch[1] <= batch * 16 * 12
+    assert (found.patch, found.overlap) == (lambda other: (other.patch, other.overlap))(
+        fit(shape, region, manifest, overlap=overlap, batch=1)
+    )
     assert found.pixels <= fit(shape, region, manifest, flexible=False, overlap=overlap, batch=batch).pixels
 
     seen = []

@@ -139,3 +139,23 @@ def test_an_engine_never_judged_does_not_serve() -> None:
 def test_a_precision_without_tolerance_is_refused(reference: Engine) -> None:
     with pytest.raises(EngineError, match="no tolerance for precision 'int3'; there is one for: f32, f16, bf16"):
         judge(reference, load(), "int3")
+
+
+def test_a_flexible_engine_is_judged_on_sizes_beyond_the_models_own() -> None:
+    """A kernel that is wrong for wide patches alone must not serve."""
+    manifest = load()
+
+    class Wide:
+        flexible = True
+
+        def __init__(self, engine: Engine) -> None:
+            self.engine = engine
+
+        def __call__(self, patches: np.ndarray) -> np.ndarray:
+            return self.engine(patches) + (1 if patches.shape[3] > manifest.patch[1] else 0)
+
+    with open_engine(manifest, threads=2) as engine:
+        assert judge(engine, manifest, "f32").patches == 9
+        gate = judge(Wide(engine), manifest, "f32")
+    assert not gate.passed
+    assert gate.largest_difference == pytest.approx(1, abs=1e-3)

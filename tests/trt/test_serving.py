@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def test_the_reference_itself_is_not_judged(tiny: Manifest) -> None:
 
 def test_bf16_is_judged_and_the_figures_are_told(tiny: Manifest) -> None:
     try:
-        serving = open_serving(tiny, "openvino", threads=1, precision="bf16")
+        serving = open_serving(replace(tiny, stride=None), "openvino", threads=1, precision="bf16")
     except GateError:
         raise
     except EngineError as error:
@@ -178,7 +178,9 @@ def test_a_batch_too_large_for_the_device_is_halved_once(tiny: Manifest, caplog:
     assert tried[2:] == ["tensorrt f32 9", "tensorrt f32 4", "tensorrt f32 1"]
 
 
-def test_what_the_gate_found_is_kept_beside_the_engine_and_not_found_again(tiny: Manifest, tmp_path: Path) -> None:
+def test_what_the_gate_found_is_kept_beside_the_engine_and_found_anew_at_every_start(
+    tiny: Manifest, tmp_path: Path
+) -> None:
     """A real engine file and its sidecar; OpenVINO calculates, since no GPU does here."""
     rtx, folder = library(), tmp_path / "engines"
     key = key_for(tiny, rtx, "SM86", batch=4, precision="f16")
@@ -200,23 +202,13 @@ def test_what_the_gate_found_is_kept_beside_the_engine_and_not_found_again(tiny:
     assert entry.engine is not None
     assert entry.engine.gate is not None
     assert entry.engine.gate.passed
-    assert serve() == 1
-    sidecar = folder / f"{key.name}.json"
-    for change in ({"probes_sha256": "0" * 64}, {"tolerance": 0.2}):
-        fields = json.loads(sidecar.read_text())
-        fields["gate"] |= change
-        sidecar.write_text(json.dumps(fields))
-        assert serve() == 2  # other probes, other bars: judged by those of today
-        assert serve() == 1
-    right.spoil = lambda logits: logits + 1  # the file is the same, so what was found of it holds
-    assert serve() == 1
-    fields = json.loads(sidecar.read_text())
-    sidecar.write_text(json.dumps(fields | {"gate": None}))
-    with pytest.raises(GateError):
-        serve()
-    (entry,) = entries(folder)
-    assert entry.engine is not None
-    assert entry.engine.gate is not None
-    assert not entry.engine.gate.passed
-    with pytest.raises(GateError):  # one that failed is judged again each time: a new driver may have mended it
-        serve()
+    right.spoil = lambda logits: logits + 1  # the file is the same; what a driver makes of it may not be
+    for _ in range(2):
+        with pytest.raises(GateError):
+            serve()
+        (entry,) = entries(folder)
+        assert entry.engine is not None
+        assert entry.engine.gate is not None
+        assert not entry.engine.gate.passed
+    right.spoil = lambda logits: logits
+    assert serve() == 2

@@ -16,7 +16,7 @@ import pytest
 from pydicom import dcmread
 
 from node import settings
-from node.errors import ConfigurationError, EngineFailure, Unsuitable
+from node.errors import ConfigurationError, DeviceLost, EngineFailure, Unsuitable
 from node.records import input_digest
 from trt.engine import EngineError
 from trt.manifest import MAX_OVERLAP
@@ -344,6 +344,51 @@ def test_the_spine_takes_fewer_patches_than_everything_and_gives_the_same_mask(p
     assert set(spine.timings_s) == set(everything.timings_s)
     for value in (1, 2, 3):
         assert dice(mask == value, whole == value) > 0.97
+
+
+def algorithm_parameters(bundle):
+    item = dcmread(io.BytesIO(bundle.objects[0].data)).SegmentSequence[0]
+    return item.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters.split(",")
+
+
+def test_eight_bits_and_the_finder_that_served_are_told_and_make_another_object(tmp_path):
+    paths = write_phantom(tmp_path, shape=(4, 192, 160), seed=3)
+    worker = settings.Worker(precision="int8", threads=2)
+    with open_pipeline(worker, settings.Seg()) as opened:
+        bundle = opened.segment(paths, digest_of(paths))
+        parameters = algorithm_parameters(bundle)
+        assert f"int8_sha256={opened.manifest.quantised.digest}" in parameters
+        assert "precision=int8" in parameters
+        assert "finder_precision=f32" in parameters
+        assert "finder_backend=openvino" in parameters
+        assert any(text.startswith("gate_agreement=0.99") for text in parameters)
+        others = dataclasses.replace(opened.manifest.quantised, digest="0" * 64)
+        anew = dataclasses.replace(opened, manifest=dataclasses.replace(opened.manifest, quantised=others))
+        assert anew.segment(paths, digest_of(paths)).objects[0].sop_uid != bundle.objects[0].sop_uid
+
+
+def test_one_batch_and_another_give_the_same_object(tmp_path):
+    paths = write_phantom(tmp_path, shape=(5, 320, 256), seed=3)
+    found = []
+    for batch in (1, 8):
+        with open_pipeline(settings.Worker(batch=batch, threads=2), settings.Seg()) as opened:
+            found.append(opened.segment(paths, digest_of(paths)).objects[0])
+    assert found[0].sop_uid == found[1].sop_uid
+    assert found[0].sha256 == found[1].sha256
+
+
+def test_a_gpu_that_failed_leaves_the_job_to_another_process(tall, manifest, small):
+    import torch
+
+    class Failing(small.FormulaEngine):
+        device = torch.device("cpu")
+        stream = None
+
+        def on_device(self, patches):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    with pytest.raises(DeviceLost, match="the GPU failed: CUDA error: an illegal memory access"):
+        run(tall, manifest, Failing())
 
 
 @pytest.fixture
