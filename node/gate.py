@@ -31,7 +31,8 @@ class Gate:
     def __init__(self, host: str, port: int, house: House) -> None:
         self._house = house
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listening = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        self._listening = socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
         self.address: tuple[str, int] = self._listening.getsockname()[:2]
         self._numbers = itertools.count(1)
         self._threads: dict[int, threading.Thread] = {}
@@ -72,7 +73,7 @@ class Gate:
                     log.error("no connection can be accepted for now: %s", error.strerror)
                     self._stopping.wait(_OUT_OF_FILES_PAUSE_S)
                 continue
-            self._serve(connection, address[0])
+            self._serve(connection, address[0].removeprefix("::ffff:"))  # IPv4 on a port of both kinds
 
     def _serve(self, connection: socket.socket, address: str) -> None:
         number = next(self._numbers)

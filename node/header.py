@@ -9,7 +9,7 @@ from typing import Any
 
 import pydicom
 from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
@@ -30,8 +30,8 @@ _MAX_INFLATED = 1 << 32
 _INFLATED_HEAD = 16 << 20
 # What pydicom raises over bytes that are no data set; OSError is its word for an end within a tag.
 UNREADABLE = (
-    InvalidDicomError, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError,
-    OverflowError, NotImplementedError, struct.error, RecursionError, zlib.error,
+    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError,
+    IndexError, OverflowError, NotImplementedError, struct.error, RecursionError, zlib.error,
 )  # fmt: skip
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _UNDEFINED = 0xFFFFFFFF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -70,7 +71,8 @@ class Incoming:
 
     def read_at(self, count: int, at: int) -> bytes:
         """Return up to `count` bytes of the data set."""
-        return os.pread(self.handle, count, self.head_length + at)
+        with disk_errors():
+            return os.pread(self.handle, count, self.head_length + at)
 
     def refuse(self, status: int, reason: str) -> None:
         """Keep nothing of it; what still comes is thrown away."""
@@ -80,12 +82,14 @@ class Incoming:
 
     def drop(self) -> None:
         """Close and remove the temporary file; a name that was given stays."""
-        if self.handle >= 0:
-            os.close(self.handle)
-            self.handle = -1
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-            self.path = None
+        handle, path, self.handle, self.path = self.handle, self.path, -1, None
+        # A disk that fails here failed before, and that was told; what is left lying is swept at the next start.
+        if handle >= 0:
+            with contextlib.suppress(OSError):
+                os.close(handle)
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _write_all(handle: int, pieces: Sequence[memoryview]) -> None:

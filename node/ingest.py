@@ -7,6 +7,7 @@ pynetdicom's (`node.negotiation`); the states of PS3.8 section 9.2 that an accep
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 _BUFFER = 512 << 10
 # What may still come of an object that is refused for its size, so that its sender hears the status.
 _GRACE = 64_000_000
-_FOR_EVER = 86400.0
+_FOR_EVER = math.inf
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,19 @@ class Association:
                 last_word = answers.abort(statuses.NOT_SPECIFIED)
             elif self._parser.in_message:
                 self._tell("the peer was gone in the middle of an object")
+        except Exception as error:  # noqa: BLE001
+            # A thread's own boundary: the peer is to hear of it, and what the peer sent is not to be printed.
+            self._tell(f"{type(error).__name__} in the node itself: report it")
+            last_word = answers.abort(statuses.NOT_SPECIFIED) if self._wire.established else b""
         finally:
-            self._end()
-            self._house.admission.part(self)
-            self._wire.last_word(last_word)
-            self._house.admission.leave(self)
+            try:
+                self._end()
+            finally:
+                self._house.admission.part(self)
+                try:
+                    self._wire.last_word(last_word)
+                finally:
+                    self._house.admission.leave(self)
 
     def cut(self) -> None:
         """End the connection at once; from any thread."""

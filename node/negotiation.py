@@ -27,7 +27,7 @@ _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 # What pynetdicom raises over bytes that are no A-ASSOCIATE-RQ.
 _UNREADABLE = (
     struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, OverflowError,
-    RecursionError,
+    RecursionError, AssertionError,
 )  # fmt: skip
 
 Supported = Sequence[PresentationContext]

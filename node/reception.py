@@ -6,6 +6,7 @@ Objects that arrive together share one flush of their folders and one transactio
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -192,7 +193,8 @@ class Reception:
             except OutOfDisk as error:
                 for arrival in arrivals:
                     arrival.outcome = error
-                    self._spool.remove(arrival.instance.path)
+                    with contextlib.suppress(OutOfDisk):  # the others of this batch lie in healthy folders
+                        self._spool.remove(arrival.instance.path)
             else:
                 named += arrivals
         answers = self._ledger.record_all([a.instance for a in named], self._settings.max_series_instances)

@@ -30,7 +30,7 @@ from node.stock import application_entity
 _TIMEOUT_S = 10.0
 _VERIFICATION, _MR, _RT_PLAN = b"1.2.840.10008.1.1", b"1.2.840.10008.5.1.4.1.1.4", b"1.2.840.10008.5.1.4.1.1.481.5"
 _IMPLICIT, _EXPLICIT = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"
-_DATA = bytes(range(256)) * 100
+_DATA = bytes(range(256)) * 12  # of PDUs that the least listener.max_pdu lets through
 
 
 @dataclass

@@ -61,7 +61,7 @@ class Listener(Section):
     min_rate: int = Field(
         4096, ge=0, description="bytes per second, over pdu_timeout_s, below which an object ends the association"
     )
-    network_timeout_s: Seconds = Field(60.0, description="an association idle for longer is aborted")
+    network_timeout_s: Seconds = Field(60.0, description="an association idle for longer is aborted; 0: never")
     free_floor_mb: int = Field(
         1024, ge=0, description="below this much free disk, C-STORE is refused with 0xA700, new associations for now"
     )

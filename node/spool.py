@@ -220,7 +220,8 @@ class Spool:
 
     def holds(self, relative: str) -> bool:
         """Tell whether there is such a file."""
-        return (self.root / relative).is_file()
+        with disk_errors():
+            return (self.root / relative).is_file()
 
     def open_size(self, relative: str) -> int:
         """Return the size in bytes of one file.

@@ -13,6 +13,8 @@ from node.pdata import Parser
 
 # How long a peer may take to close after our last word; PS3.8 lets ARTIM run, which is longer than anybody needs.
 _LAST_WORD_S = 2.0
+# The kernel counts milliseconds in 32 bits.
+_LONGEST_SLEEP_S = 3600.0
 
 
 class Gone(Exception):
@@ -49,7 +51,7 @@ class Wire:
         self._readable.register(connection, select.POLLIN)
         self.ending = False
         self.established = False
-        self._rest_since = clock()  # connected, or last answered
+        self._rest_since = self._busy_since = clock()  # connected, or last answered; last received
         self._pdu, self._pdu_since = -1, 0.0
         self._message = -1
         self._window_since, self._window_bytes = 0.0, 0
@@ -62,6 +64,9 @@ class Wire:
         Gone, TooSlow
         """
         space = parser.space()
+        ours = self._clock() - self._busy_since  # what was received took us so long: no fault of the peer's
+        self._pdu_since += ours
+        self._window_since += ours
         while True:
             if self.ending:
                 raise Gone
@@ -74,6 +79,7 @@ class Wire:
                 raise Gone
             parser.received(count)
             self._window_bytes += count
+            self._busy_since = self._clock()
             return
 
     def send(self, data: bytes) -> None:
@@ -93,7 +99,7 @@ class Wire:
                 writable = select.poll()
                 writable.register(self._socket, select.POLLOUT)
                 wait_s = give_up - self._clock()
-                if wait_s <= 0 or not writable.poll(wait_s * 1000 + 1):
+                if wait_s <= 0 or not writable.poll(min(wait_s, _LONGEST_SLEEP_S) * 1000 + 1):
                     raise TooSlow("the peer does not take its answers") from None
         self._rest_since = self._clock()
 
@@ -136,7 +142,7 @@ class Wire:
             deadline, reason = self._deadline(parser, now)
             if deadline <= now:
                 raise TooSlow(reason)
-            if self._readable.poll((deadline - now) * 1000 + 1):
+            if self._readable.poll(min(deadline - now, _LONGEST_SLEEP_S) * 1000 + 1):
                 return
 
     def _deadline(self, parser: Parser, now: float) -> tuple[float, str]:
