@@ -64,7 +64,7 @@ class GroupCommit(Generic[T, R]):
         try:
             for ticket, result in zip(batch, self._flush([t.entry for t in batch]), strict=True):
                 ticket.result = result
-        except BaseException as error:
+        except BaseException as error:  # raised on here; but who waits must be told too, or waits for ever
             for ticket in batch:
                 ticket.error = error
             raise

@@ -81,8 +81,8 @@ class Association:
                 last_word = answers.abort(statuses.NOT_SPECIFIED)
             elif self._parser.in_message:
                 self._tell("the peer was gone in the middle of an object")
-        except Exception as error:  # noqa: BLE001
-            # A thread's own boundary: the peer is to hear of it, and what the peer sent is not to be printed.
+        except Exception as error:  # noqa: BLE001 - the thread's own boundary: the peer is to hear of it
+            # Its type alone: the text may hold what the peer sent.
             self._tell(f"{type(error).__name__} in the node itself: report it")
             last_word = answers.abort(statuses.NOT_SPECIFIED) if self._wire.established else b""
         finally:

@@ -19,7 +19,7 @@ from trt.engine import EngineError, Precision, finder_precision, open_engine
 from trt.extraction import finder_model, select
 from trt.fitting import fit
 from trt.manifest import Manifest
-from trt.patches import Array, Predict, bell, count_patches, predict_slices, starts
+from trt.patches import Array, Predict, bell, count_patches, starts
 
 Shape = tuple[int, int, int]
 Mask = NDArray[np.uint8]
@@ -52,15 +52,7 @@ def patchwise(setting: Setting, predict: Predict, finder: Predict | None = None)
             overlap=setting.overlap,
             batch=setting.batch,
         )
-        slices = predict_slices(
-            volume,
-            predict,
-            patch=found.patch,
-            channels=manifest.channels,
-            overlap=found.overlap,
-            batch=found.batch,
-            region=region,
-        )
+        slices = found.slices(volume, predict, manifest, region)
         return decide(slices, volume.shape, manifest.labels, 1.0)
 
     return run

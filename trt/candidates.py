@@ -13,7 +13,7 @@ from trt.decision import decide
 from trt.extraction import Extraction, select
 from trt.fitting import fit
 from trt.manifest import Manifest
-from trt.patches import Array, Predict, normalise, predict_slices
+from trt.patches import Array, Predict, normalise
 from trt.trials import Trial
 
 Mask = NDArray[np.uint8]
@@ -70,15 +70,7 @@ def segment(
     volume = normalise(image, manifest.normalisation)
     region = select(volume, manifest, extraction, finder, batch=batch).region
     fitted = fit(volume.shape, region, manifest, flexible=flexible, overlap=overlap, batch=batch)
-    slices = predict_slices(
-        volume,
-        predict,
-        patch=fitted.patch,
-        channels=manifest.channels,
-        overlap=fitted.overlap,
-        batch=fitted.batch,
-        region=region,
-    )
+    slices = fitted.slices(volume, predict, manifest, region)
     return decide(slices, volume.shape, manifest.labels, math.prod(spacing))
 
 

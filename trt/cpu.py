@@ -29,7 +29,8 @@ class OpenVinoEngine:
             import openvino
         except ImportError as error:
             raise EngineError("OpenVINO is not installed: `pip install openvino`") from error
-        path = manifest.path if precision != "int8" or manifest.quantised is None else manifest.quantised.path
+        quantised = manifest.quantised if precision == "int8" else None
+        path = manifest.path if quantised is None else quantised.path
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise EngineError("this CPU does not calculate in bf16; choose precision f32")
@@ -52,7 +53,7 @@ class OpenVinoEngine:
             compiled = core.compile_model(model, "CPU", settings)
             self._device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
             found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-            self._precision = precision if precision == "int8" else found
+            self._precision = found if quantised is None else "int8"  # what runs, not what was asked
             self._request: openvino.InferRequest | None = compiled.create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"{path}: OpenVINO refuses the model: {error}") from error

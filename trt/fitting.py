@@ -7,6 +7,7 @@ takes about half the pixels of overlapping patches of the size that it was train
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trt.manifest import Manifest
-from trt.patches import Region, count_patches
+from trt.patches import Array, Predict, Progress, Region, count_patches, predict_slices
 
 MOST_PIXELS = 8 * 128 * 128
 """Of one patch. It bounds memory, and is the same for everybody: a mask must not depend on how its host is set up."""
@@ -31,6 +32,26 @@ class Fit:
     overlap: float
     batch: int
     patches: int
+
+    def slices(
+        self,
+        volume: Array,
+        predict: Predict,
+        manifest: Manifest,
+        region: Region | None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, Array]]:
+        """What `trt.patches.predict_slices` yields of these patches, for the `region` that they were fitted to."""
+        return predict_slices(
+            volume,
+            predict,
+            patch=self.patch,
+            channels=manifest.channels,
+            overlap=self.overlap,
+            batch=self.batch,
+            region=region,
+            progress=progress,
+        )
 
     @property
     def pixels(self) -> int:

@@ -27,7 +27,7 @@ from trt.extraction import Extraction, finder_model, select
 from trt.fitting import fit
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
 from trt.metrics import dice
-from trt.patches import Predict, normalise, predict_slices
+from trt.patches import Predict, normalise
 
 OVERLAPS = (0.0, 0.125, 0.25, 0.5)
 EXTRACTIONS: tuple[Extraction, ...] = ("all", "tissue", "spine")
@@ -83,15 +83,7 @@ def attempt(case: Case, manifest: Manifest, predict: Predict, finder: Predict | 
     region = select(image, manifest, extraction, finder).region
     selected = time.process_time()
     found = fit(image.shape, region, manifest, flexible=fitted, overlap=overlap)
-    slices = predict_slices(
-        image,
-        predict,
-        patch=found.patch,
-        channels=manifest.channels,
-        overlap=found.overlap,
-        batch=found.batch,
-        region=region,
-    )
+    slices = found.slices(image, predict, manifest, region)
     mask = decide(slices, image.shape, manifest.labels, math.prod(case.spacing))
     ended = time.process_time()
     spine = case.mask > 0

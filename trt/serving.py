@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,15 +116,14 @@ def _open(
     if engine is None:  # past the handler: what the error's frames held is free by now
         log.warning("%s: no memory on the device; once more at a batch of %d: %s", manifest.name, batch, reason)
         engine = opening(manifest, backend, batch=batch, **options)
-    try:
+    with ExitStack() as stack:
+        stack.callback(engine.close)  # unless it passes
         opened = time.perf_counter()
         gate = None if (backend, precision) == EXACT else _judged(engine, manifest, precision, cache, factor)
         judged = time.perf_counter()
         engine(np.zeros((batch, manifest.channels, *manifest.patch), np.float32))
         ran = time.perf_counter()
-    except BaseException:
-        engine.close()
-        raise
+        stack.pop_all()
     log.info(
         "%s on %s %s: opened and warm in %.2f s, judged in %.2f s, a batch of %d takes %.1f ms",
         manifest.name, backend, precision, opened - started, judged - opened, batch, (ran - judged) * 1000,

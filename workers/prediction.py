@@ -17,7 +17,7 @@ from trt.engine import DeviceEngine
 from trt.extraction import Extraction, select
 from trt.fitting import fit
 from trt.manifest import Manifest
-from trt.patches import NonFiniteOutput, Predict, Progress, normalise, predict_slices
+from trt.patches import NonFiniteOutput, Predict, Progress, normalise
 from workers.grid import from_canonical, resampling, to_canonical, to_model, to_native
 from workers.volume import Volume
 
@@ -114,16 +114,7 @@ def predict_mask(
                     stream=there.stream,
                 )
             else:
-                slices = predict_slices(
-                    pixels,
-                    predict,
-                    patch=fitted.patch,
-                    channels=manifest.channels,
-                    overlap=fitted.overlap,
-                    batch=fitted.batch,
-                    region=region,
-                    progress=progress,
-                )
+                slices = fitted.slices(pixels, predict, manifest, region, progress)
                 native = ((z, to_native(logits, weights)) for z, logits in slices)
                 mask = decide(native, shape, manifest.labels, voxel_mm3)
     except NonFiniteOutput as error:
