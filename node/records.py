@@ -180,6 +180,15 @@ class Series:
 
 
 @dataclass(frozen=True)
+class PerformedSeries:
+    """What MPPS says of one series: the state of its procedure step, and the images it lists as made (PS3.3 C.4.14)."""
+
+    series_uid: str
+    state: str  # IN PROGRESS, COMPLETED or DISCONTINUED (0040,0252)
+    sop_uids: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Job:
     """One revision of one series on its way to the PACS. Times in seconds since 1970."""
 

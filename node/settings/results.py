@@ -1,0 +1,43 @@
+"""Sections about what goes out, and how long it is kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from node.settings.base import AETitle, Section
+
+
+class Seg(Section):
+    """What is written into the result objects."""
+
+    series_description: str = Field("PENN spine segmentation (research)", max_length=64)
+    omit_empty_frames: bool = True
+
+
+class Destination(Section):
+    """A PACS that takes results by C-STORE."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")
+    ae_title: AETitle
+    host: str = Field(min_length=1)
+    port: Annotated[int, Field(ge=1, le=65535)]
+    calling_ae_title: AETitle | None = Field(None, description="how we present ourselves; unset: listener.ae_title")
+
+
+class Delivery(Section):
+    """How results are sent, and how long we insist."""
+
+    timeout_s: float = Field(30.0, gt=0)
+    backoff_first_s: float = Field(5.0, gt=0, description="first wait after a failure; doubles each time")
+    backoff_max_s: float = Field(900.0, gt=0)
+    max_refusals: int = Field(5, ge=1, description="times a peer may refuse an object before its delivery is FAILED")
+
+
+class Retention(Section):
+    """How long images and results stay in the spool. Jobs that are not finished are never touched."""
+
+    days: float = Field(14.0, gt=0, description="finished jobs older than this leave the spool")
+    free_floor_mb: int = Field(4096, ge=0, description="below this much free disk the oldest finished jobs leave early")
+    interval_s: float = Field(600.0, gt=0)
