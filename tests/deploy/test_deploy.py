@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from node import configuration
-from node.settings import PREFIX, Destination, Section, Settings
+from node.settings import PREFIX, Destination, Peer, Section, Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLE = DEPLOY / "pennode.toml"
@@ -60,6 +60,7 @@ def test_the_example_file_lists_every_setting_and_no_other() -> None:
     for section, model in sections().items():
         assert set(values[section]) == set(model.model_fields), section
     assert [set(entry) for entry in values["destinations"]] == [set(Destination.model_fields)]
+    assert [set(entry) for entry in values["peers"]] == [set(Peer.model_fields)]
 
 
 def test_the_example_file_shows_the_defaults() -> None:
@@ -196,4 +197,4 @@ def test_models_of_the_settings_are_all_seen_here() -> None:
     """A new table that is no Section, or a list of tables, would slip through the tests above."""
     for name, field in Settings.model_fields.items():
         inner = [a for a in typing.get_args(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-        assert inner in ([], [Destination]), name
+        assert inner in ([], [Destination], [Peer]), name
