@@ -202,8 +202,9 @@ class Association:
         if command.field == pdata.C_CANCEL_RQ:  # nothing runs that could be cancelled, and it has no response
             return
         status = statuses.SUCCESS if command.field == pdata.C_ECHO_RQ else self._house.reception.finish(incoming)
-        self._incoming = None
         self._wire.send(answers.response(command, status, self._maximum))
+        self._house.reception.tidy(incoming)
+        self._incoming = None
 
     def _end(self) -> None:
         """Drop what is half received, and tell that the association is no more."""

@@ -100,6 +100,9 @@ class _Recorder:
         )
         return statuses.SUCCESS
 
+    def tidy(self, incoming: Incoming) -> None:
+        incoming.drop()
+
     def close(self, timeout_s: float) -> None:
         pass
 

@@ -114,7 +114,12 @@ class Node:
 
         parts: dict[str, Callable[[float], float]] = {
             "assembly": Assembler(
-                ledger, settings.assembly, door.is_open, judge, sealed=lambda: self._wake("dispatch")
+                ledger,
+                settings.assembly,
+                door.is_open,
+                judge,
+                lambda one: spool.sha256(one.path),
+                sealed=lambda: self._wake("dispatch"),
             ).tick,
             "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
             "retention": Caretaker(ledger, spool, settings.retention).tick,

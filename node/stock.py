@@ -116,10 +116,13 @@ class StockServer:
             str(event.request.AffectedSOPInstanceUID or ""),
             str(event.context.transfer_syntax),
         )
-        encoded = memoryview(event.request.DataSet.getbuffer())
-        for start in range(0, len(encoded), _PIECE):
-            self._reception.append(incoming, [encoded[start : start + _PIECE]])
-        return self._reception.finish(incoming)
+        try:
+            encoded = memoryview(event.request.DataSet.getbuffer())
+            for start in range(0, len(encoded), _PIECE):
+                self._reception.append(incoming, [encoded[start : start + _PIECE]])
+            return self._reception.finish(incoming)
+        finally:
+            self._reception.tidy(incoming)
 
 
 def application_entity(settings: Listener, supported: Sequence[PresentationContext]) -> AE:

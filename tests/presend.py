@@ -126,10 +126,14 @@ def associate(
 
 
 def status_of(answer: bytes) -> int:
-    """Return the Status (0000,0900) of a response's P-DATA-TF body."""
-    mark = struct.pack("<HHL", 0, 0x0900, 2)
-    position = answer.index(mark) + len(mark)
-    return int.from_bytes(answer[position : position + 2], "little")
+    """Return the Status (0000,0900) of a response's P-DATA-TF body, which holds one PDV."""
+    position = 6
+    while position < len(answer):
+        _, element, length = _ELEMENT.unpack_from(answer, position)
+        position += _ELEMENT.size + length
+        if element == 0x0900:
+            return int.from_bytes(answer[position - length : position], "little")
+    raise ValueError("a response without status")
 
 
 def send(port: int, objects: list[Sent], associations: int = 1, maximum: int = 131072) -> list[float]:

@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
 )
 
 from node.errors import ConfigurationError, LedgerUnavailable
+from node.ledger.prepared import Lane
 from node.urls import masked
 
 _WRITE = "pennode_write"
@@ -33,7 +34,7 @@ _AWAY = (OperationalError, InterfaceError, InternalError)
 
 
 class Database:
-    """Opens connections; `write` and `read` are one transaction each.
+    """Opens connections; `write` and `read` are one transaction each, and so is `lane`, which `lock` goes with.
 
     SQLite runs with a write-ahead log and ``synchronous=FULL``: a committed row survives a power cut. It must lie on a
     disk of this host (no network file system). One process writes at a time; the lock saves its threads from
@@ -62,7 +63,9 @@ class Database:
             raise ConfigurationError(
                 f"the ledger's folder cannot be made: {error.strerror}", "check state_dir and who owns it"
             ) from error
-        self._lock = threading.Lock()
+        # Of `write` on SQLite, and of `lane` always.
+        self.lock = threading.Lock()
+        self.lane = Lane(self.engine, "BEGIN IMMEDIATE" if self.is_sqlite else "")
         self._held: Any = None
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
@@ -72,7 +75,7 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """One transaction that may write; committed at the end, rolled back on any exception."""
         with (
-            self._lock if self.is_sqlite else contextlib.nullcontext(),
+            self.lock if self.is_sqlite else contextlib.nullcontext(),
             _translated(),
             self.engine.connect().execution_options(**{_WRITE: True}) as connection,
             connection.begin(),
@@ -132,6 +135,8 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        with self.lock:
+            self.lane.close()
         self.engine.dispose()
 
 

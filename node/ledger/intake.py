@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -15,12 +15,12 @@ from sqlalchemy.exc import IntegrityError
 from node.ledger.database import Database
 from node.ledger.deliveries import cancel_deliveries
 from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
-from node.ledger.prepared import Prepared
+from node.ledger.prepared import Prepared, Unsettled
 from node.ledger.schema import instance, job, result, series
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
 
 _HELD = Prepared(
-    select(instance.c.sha256, instance.c.series_uid, instance.c.path).where(instance.c.sop_uid == bindparam("uid"))
+    select(instance.c.path, instance.c.sha256, instance.c.series_uid).where(instance.c.sop_uid == bindparam("uid"))
 )
 _SERIES = Prepared(
     select(series.c.state, series.c.revision, series.c.instances)
@@ -33,24 +33,35 @@ _GROW = Prepared(
     .values(state=bindparam("now"), instances=series.c.instances + bindparam("added"), last_at=bindparam("at"))
 )
 _INSERT = Prepared(insert(instance))
-_FIELDS = tuple(name for name in Instance.__dataclass_fields__ if name != "header")
+_GROW_OPEN = Prepared(
+    update(series)
+    .where(
+        (series.c.series_uid == bindparam("uid"))
+        & (series.c.state == bindparam("open"))
+        & (series.c.instances + bindparam("added") <= bindparam("most"))
+    )
+    .values(instances=series.c.instances + bindparam("added"), last_at=bindparam("at"))
+    .returning(series.c.revision)
+)
+_ANY_NUMBER = 2**31 - 1
 
 
 class Receipt(StrEnum):
     """What the ledger made of an instance."""
 
     NEW = "new"
-    DUPLICATE = "duplicate"  # the same object again, byte for byte
-    CONFLICT = "conflict"  # another object under the same SOP Instance UID; the first is kept
+    HELD = "held"  # an object of this SOP Instance UID is here already; nothing was recorded
     TOO_MANY = "too many"  # the series is as large as it may be; nothing was recorded
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the ledger made of an instance, and for one that it held already, where its file lies in the spool."""
+    """What the ledger made of an instance, and of the one that it held already: its file, its digest, its series."""
 
     receipt: Receipt
-    held_path: str = ""
+    path: str = ""
+    sha256: str = ""
+    series_uid: str = ""
 
 
 @dataclass
@@ -73,6 +84,22 @@ class Intake:
         with self._db.write() as connection:
             connection.execute(update(instance).where(instance.c.sop_uid == sop_uid).values(path=path))
 
+    def note_conflict(self, received: Instance, series_uid: str) -> None:
+        """Write into the history of `series_uid` that another object came under the UID of one of its images."""
+        with self._db.write() as connection:
+            write_journal(
+                connection, series_uid, "", "instance", "", "conflict", received.calling_ae,
+                f"another object came under SOP Instance UID {received.sop_uid}; the first was kept",
+                received.received_at,
+            )  # fmt: skip
+
+    def note_digests(self, digests: Mapping[str, str]) -> None:
+        """Record the sha256 of data sets by SOP Instance UID."""
+        statement = update(instance).where(instance.c.sop_uid == bindparam("uid")).values(sha256=bindparam("digest"))
+        if digests:
+            with self._db.write() as connection:
+                connection.execute(statement, [{"uid": uid, "digest": digest} for uid, digest in digests.items()])
+
     def known_paths(self, paths: set[str]) -> set[str]:
         """Return those of `paths` that belong to an instance or to a result."""
         found: set[str] = set()
@@ -93,6 +120,8 @@ class Intake:
 
         A series takes `most` instances at most.
         """
+        if received and self._record_plain(received, _ANY_NUMBER if most is None else most):
+            return [Recorded(Receipt.NEW)] * len(received)
         try:
             with self._db.write() as connection:
                 return self._record(connection, received, most)
@@ -101,15 +130,40 @@ class Intake:
             with self._db.write() as connection:
                 return self._record(connection, received, most)
 
+    def _record_plain(self, received: Sequence[Instance], most: int) -> bool:
+        """Record instances that are all new, of series that are open; or nothing, and return False."""
+        by_series: dict[str, list[Instance]] = {}
+        for one in received:
+            by_series.setdefault(one.series_uid, []).append(one)
+        try:
+            with self._db.lock, self._db.lane as lane:
+                rows = []
+                for uid, members in by_series.items():
+                    grown = lane.run(
+                        _GROW_OPEN,
+                        {
+                            "uid": uid, "open": SeriesState.RECEIVING.value, "added": len(members), "most": most,
+                            "at": members[-1].received_at,
+                        },
+                    )  # fmt: skip
+                    if not grown:
+                        raise Unsettled
+                    rows += [_as_row(one, grown[0][0] + 1) for one in members]
+                lane.run(_INSERT, *rows)
+        except Unsettled:
+            return False
+        return True
+
     def _record(self, connection: Connection, received: Sequence[Instance], most: int | None) -> list[Recorded]:
-        held: dict[str, tuple[str, str, str]] = {}
+        held: dict[str, Recorded] = {}
         series_seen: dict[str, _Growing] = {}
         new: list[dict[str, Any]] = []
         answers = []
         for one in received:
-            known = held.get(one.sop_uid) or next(iter(_HELD.run(connection, {"uid": one.sop_uid})), None)
-            if known is not None:
-                answers.append(Recorded(self._again(connection, one, *known[:2]), known[2]))
+            if one.sop_uid not in held and (rows := _HELD.run(connection, {"uid": one.sop_uid})):
+                held[one.sop_uid] = Recorded(Receipt.HELD, *rows[0])
+            if one.sop_uid in held:
+                answers.append(held[one.sop_uid])
                 continue
             if one.series_uid not in series_seen:
                 series_seen[one.series_uid] = self._growing(connection, one.series_uid)
@@ -118,25 +172,14 @@ class Intake:
                 answers.append(Recorded(Receipt.TOO_MANY))
                 continue
             growing.added.append(one)
-            held[one.sop_uid] = (one.sha256, one.series_uid, one.path)
-            values = {name: getattr(one, name) for name in _FIELDS}
-            new.append(values | {"header": json.dumps(one.header.to_json()), "revision": growing.revision + 1})
+            held[one.sop_uid] = Recorded(Receipt.HELD, one.path, one.sha256, one.series_uid)
+            new.append(_as_row(one, growing.revision + 1))
             answers.append(Recorded(Receipt.NEW))
         for series_uid, growing in series_seen.items():
             self._grow(connection, series_uid, growing)
         if new:
             _INSERT.run(connection, *new)
         return answers
-
-    def _again(self, connection: Connection, received: Instance, sha256: str, series_uid: str) -> Receipt:
-        if sha256 == received.sha256:
-            return Receipt.DUPLICATE
-        write_journal(
-            connection, series_uid, "", "instance", "", Receipt.CONFLICT.value, received.calling_ae,
-            f"another object came under SOP Instance UID {received.sop_uid}; the first was kept",
-            received.received_at,
-        )  # fmt: skip
-        return Receipt.CONFLICT
 
     def _growing(self, connection: Connection, series_uid: str) -> _Growing:
         rows = _SERIES.run(connection, {"uid": series_uid})
@@ -249,6 +292,10 @@ class Intake:
             text = f"more images came: revision {revision} takes over"
             move(connection, job_id, JobState.SUPERSEDED, by="assembly", text=text, now=now, reason=text, next_step="")
             cancel_deliveries(connection, job_id, text, now)
+
+
+def _as_row(one: Instance, revision: int) -> dict[str, Any]:
+    return {**vars(one), "header": json.dumps(one.header.to_json()), "revision": revision}
 
 
 def _as_instance(values: Any) -> Instance:

@@ -412,6 +412,7 @@ def test_below_the_floor_of_free_disk_nothing_is_taken(
     _, port = open_door(free_floor_mb=1)
     with associated(port) as assoc:
         monkeypatch.setattr(spool, "free_bytes", lambda: 999_999)
+        time.sleep(0.2)  # many small objects share one look at the disk
         assert store(assoc, encoded(mr())) == statuses.OUT_OF_RESOURCES
         refused = dcmtk("storescu", "-v", "127.0.0.1", str(port), write(mr(), tmp_path / "a.dcm")).stderr
         assert "Rejected Transient" in refused
