@@ -43,6 +43,7 @@ class Incoming:
         self._head = b""
         self._beginning = b""
         self._unwritten = b""
+        self._begun = 0
 
     def open(self, spool: Spool) -> None:
         """Make the temporary file; the file meta information goes in front of the first piece."""
@@ -61,6 +62,12 @@ class Incoming:
             self._unwritten = b""
         with disk_errors():
             _write_all(self.handle, pieces)
+
+    def begin_flush(self, spool: Spool) -> None:
+        """Have the disk begin with what came since this was last called."""
+        end = len(self._head) + self.size
+        spool.begin_flush(self.handle, self._begun, end - self._begun)
+        self._begun = end
 
     def read_at(self, count: int, at: int) -> bytes:
         """Return up to `count` bytes of the data set."""

@@ -104,13 +104,18 @@ class Reception:
             return
         if incoming.size > self._settings.max_object_mb * 1_000_000:
             incoming.refuse(statuses.OUT_OF_RESOURCES, "it is larger than listener.max_object_mb")
-        elif before // _LOOK_EVERY != incoming.size // _LOOK_EVERY and self.is_short_of_disk():
+            return
+        grown = before // _LOOK_EVERY != incoming.size // _LOOK_EVERY
+        if grown and self.is_short_of_disk():
             incoming.refuse(statuses.OUT_OF_RESOURCES, "less disk is free than listener.free_floor_mb")
+            return
+        try:
+            incoming.append(pieces)
+        except OutOfDisk as error:
+            incoming.refuse(statuses.OUT_OF_RESOURCES, str(error))
         else:
-            try:
-                incoming.append(pieces)
-            except OutOfDisk as error:
-                incoming.refuse(statuses.OUT_OF_RESOURCES, str(error))
+            if grown:
+                incoming.begin_flush(self._spool)
 
     def finish(self, incoming: Incoming) -> int:
         """Commit an object that has come whole; return the status to answer (PS3.4 B.2.3)."""
@@ -145,6 +150,7 @@ class Reception:
     def _finish(self, incoming: Incoming) -> int:
         if incoming.refusal is not None:
             return incoming.refusal[0]
+        incoming.begin_flush(self._spool)
         identity = identify(incoming.read_at, incoming.size, incoming.transfer_syntax_uid)
         if identity.sop_uid != incoming.sop_uid or identity.sop_class_uid != incoming.sop_class_uid:
             incoming.refuse(statuses.DATA_SET_DOES_NOT_MATCH, "the data set is another object than announced")

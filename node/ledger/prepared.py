@@ -7,6 +7,7 @@ is, and its errors are raised, so that nothing else of the ledger knows the diff
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, Executable
@@ -67,9 +68,10 @@ class Lane:
     as a rule: for any error of the driver it raises `Unsettled`, and the caller goes the long way.
     """
 
-    def __init__(self, engine: Engine, begin: str) -> None:
+    def __init__(self, engine: Engine, begin: str, opened: Callable[[Any], None]) -> None:
         self._engine = engine
         self._begin = begin
+        self._opened = opened  # called with the cursor of each new connection
         self._errors = (engine.dialect.loaded_dbapi.Error, SQLAlchemyError)
         self._connection: Any = None
         self._cursor: Any = None
@@ -80,6 +82,7 @@ class Lane:
             if self._connection is None:
                 self._connection = self._engine.raw_connection()
                 self._cursor = self._connection.cursor()
+                self._opened(self._cursor)
             if self._begin:
                 self._cursor.execute(self._begin)
         except self._errors as error:

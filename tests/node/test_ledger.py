@@ -6,6 +6,7 @@ import os
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -148,6 +149,18 @@ def test_plain_batches_go_the_short_way_and_mean_the_same(any_ledger: Ledger, mo
     seal(any_ledger)
     assert any_ledger.record(instance(5)) is Receipt.NEW, "it opens the next revision"
     assert len(long_way) == 5
+
+
+def test_the_log_of_sqlite_has_its_length_from_the_first_plain_image(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger'}")
+    ledger.migrate()
+    for number in range(1, 5):
+        ledger.record(instance(number))
+    assert len(ledger.series_instances(SERIES)) == 4
+    assert (tmp_path / "ledger-wal").stat().st_size > 4_000_000
+    assert (tmp_path / "ledger").stat().st_size < 500_000
+    ledger.close()
+    assert len(Ledger(f"sqlite:///{tmp_path / 'ledger'}").series_instances(SERIES)) == 4
 
 
 def test_a_conflict_is_kept_in_the_history_of_the_series_that_holds_the_uid(any_ledger: Ledger) -> None:
