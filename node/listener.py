@@ -46,6 +46,7 @@ class Door:
         now: Callable[[], float] = time.time,
         check: Callable[[Listener], str] = difference,
     ) -> None:
+        self._ledger = ledger
         self._settings = settings
         self._changed = changed
         self._check = check
@@ -64,6 +65,7 @@ class Door:
             The address is taken, or not ours.
         """
         settings = self._settings
+        self._ledger.prepare_intake()
         fast = settings.fast_path
         if fast and (found := self._check(settings)):
             fast = False

@@ -152,9 +152,10 @@ class Spool:
         return relative
 
     def _make_folder(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        for parent in folder.relative_to(self.root).parents:
-            self._flush_folder(str(self.root / parent))
+        missing = [folder, *itertools.takewhile(lambda parent: not parent.is_dir(), folder.parents)]
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True, mode=0o750)
+            self._flush_folder(str(one.parent))
 
     def _flush_folder(self, folder: str) -> None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from node.ledger.database import Database
 from node.ledger.deliveries import cancel_deliveries
 from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
 from node.ledger.prepared import Prepared, Unsettled
-from node.ledger.schema import instance, job, result, series
+from node.ledger.schema import instance, job, journal, result, series
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
 
 _HELD = Prepared(
@@ -43,6 +44,8 @@ _GROW_OPEN = Prepared(
     .values(instances=series.c.instances + bindparam("added"), last_at=bindparam("at"))
     .returning(series.c.revision)
 )
+_NEW_SERIES = Prepared(insert(series))
+_FIRST_LINE = Prepared(insert(journal).values({c.name: bindparam(c.name) for c in journal.c if c.name != "id"}))
 _ANY_NUMBER = 2**31 - 1
 
 
@@ -78,6 +81,11 @@ class Intake:
     """The part of the ledger that grows while images arrive."""
 
     _db: Database
+
+    def prepare_intake(self) -> None:
+        """Open what the first image would else wait for."""
+        with contextlib.suppress(Unsettled), self._db.lock, self._db.lane:
+            pass
 
     def replace_path(self, sop_uid: str, path: str) -> None:
         """Note that an object whose file was lost has come again and lies at `path`."""
@@ -131,7 +139,7 @@ class Intake:
                 return self._record(connection, received, most)
 
     def _record_plain(self, received: Sequence[Instance], most: int) -> bool:
-        """Record instances that are all new, of series that are open; or nothing, and return False."""
+        """Record instances that are all new, of series that are new or open; or nothing, and return False."""
         by_series: dict[str, list[Instance]] = {}
         for one in received:
             by_series.setdefault(one.series_uid, []).append(one)
@@ -147,8 +155,11 @@ class Intake:
                         },
                     )  # fmt: skip
                     if not grown:
-                        raise Unsettled
-                    rows += [_as_row(one, grown[0][0] + 1) for one in members]
+                        if len(members) > most or lane.run(_SERIES, {"uid": uid}):
+                            raise Unsettled
+                        lane.run(_NEW_SERIES, _as_series_row(members))
+                        lane.run(_FIRST_LINE, _first_line(members[0]))
+                    rows += [_as_row(one, grown[0][0] + 1 if grown else 1) for one in members]
                 lane.run(_INSERT, *rows)
         except Unsettled:
             return False
@@ -192,18 +203,8 @@ class Intake:
         first = growing.added[0]
         last_at = max(one.received_at for one in growing.added)
         if not growing.state:
-            connection.execute(
-                insert(series).values(
-                    series_uid=series_uid, study_uid=first.study_uid, state=SeriesState.RECEIVING.value, revision=0,
-                    calling_ae=first.calling_ae, instances=len(growing.added), first_at=first.received_at,
-                    last_at=last_at, seal_reason="",
-                )
-            )  # fmt: skip
-            text = f"first image received from {first.calling_ae}"
-            write_journal(
-                connection, series_uid, "", "series", "", SeriesState.RECEIVING.value, "listener", text,
-                first.received_at,
-            )  # fmt: skip
+            _NEW_SERIES.run(connection, _as_series_row(growing.added))
+            _FIRST_LINE.run(connection, _first_line(first))
             return
         values = {"uid": series_uid, "now": SeriesState.RECEIVING.value, "added": len(growing.added), "at": last_at}
         _GROW.run(connection, values)
@@ -292,6 +293,23 @@ class Intake:
             text = f"more images came: revision {revision} takes over"
             move(connection, job_id, JobState.SUPERSEDED, by="assembly", text=text, now=now, reason=text, next_step="")
             cancel_deliveries(connection, job_id, text, now)
+
+
+def _as_series_row(members: Sequence[Instance]) -> dict[str, Any]:
+    first = members[0]
+    return {
+        "series_uid": first.series_uid, "study_uid": first.study_uid, "state": SeriesState.RECEIVING.value,
+        "revision": 0, "calling_ae": first.calling_ae, "instances": len(members), "first_at": first.received_at,
+        "last_at": max(one.received_at for one in members), "seal_reason": "",
+    }  # fmt: skip
+
+
+def _first_line(first: Instance) -> dict[str, Any]:
+    return {
+        "at": first.received_at, "series_uid": first.series_uid, "job_id": "", "subject": "series", "before": "",
+        "after": SeriesState.RECEIVING.value, "by": "listener",
+        "text": f"first image received from {first.calling_ae}",
+    }  # fmt: skip
 
 
 def _as_row(one: Instance, revision: int) -> dict[str, Any]:
