@@ -2,8 +2,9 @@
 
 from node.ledger.database import Database
 from node.ledger.deliveries import Deliveries
-from node.ledger.intake import Intake, Receipt, Recorded
+from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
+from node.ledger.recording import Receipt, Recorded
 from node.ledger.views import Views
 
 

@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import make_url, text
 
 from node.errors import ConfigurationError, LedgerUnavailable
-from node.ledger import Ledger, Receipt, Recorded
+from node.ledger import Ledger, Receipt, Recorded, intake
 from node.ledger.schema import metadata
 from node.records import JobState, SeriesState, input_digest
 from tests import peers
@@ -131,10 +131,8 @@ def test_many_instances_in_one_transaction_are_judged_in_their_order(any_ledger:
 def test_plain_batches_go_the_short_way_and_mean_the_same(any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short way, for new images of new and open series, and the long way that takes all: one outcome."""
     long_way: list[int] = []
-    record = any_ledger._record
-    monkeypatch.setattr(
-        any_ledger, "_record", lambda c, batch, most: long_way.append(len(batch)) or record(c, batch, most)
-    )
+    record = intake.record
+    monkeypatch.setattr(intake, "record", lambda c, batch, most: long_way.append(len(batch)) or record(c, batch, most))
     for series in ("1.2.3.20", SERIES):
         any_ledger.record(instance(1, series))
     assert long_way == []
