@@ -52,7 +52,8 @@ def test_it_stops_though_peers_sit_still(tmp_path: Path, number: signal.Signals)
         with socket.create_connection((peer.host, peer.port)), socket.create_connection((peer.host, peer.port)) as half:
             half.sendall(b"\x01\x00\x00\x00\xff\xff")
             ae = AE("SCANNER")
-            association = ae.associate(peer.host, peer.port, contexts=[build_context(MRImageStorage)])
+            contexts = [build_context(MRImageStorage)]
+            association = ae.associate(peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title)
             assert association.is_established
             connection = association.dul.socket.socket
             begun = time.monotonic()
