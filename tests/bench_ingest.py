@@ -231,7 +231,7 @@ def measure(
 
 
 def _send_dcmtk(sender: str, port: int, files: list[Path], associations: int) -> None:
-    option = ["-R"] if sender == "storescu" else []
+    option = ["-aec", "PENNODE", *(["-R"] if sender == "storescu" else [])]  # which every receiver takes
     running = [
         subprocess.Popen(
             [sender, *option, "127.0.0.1", str(port), *map(str, files[n::associations])], env=os.environ | _NODELAY,

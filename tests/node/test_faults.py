@@ -6,6 +6,7 @@ While each does its worst, another peer's C-ECHO is answered within a second; af
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import select
@@ -470,6 +471,44 @@ def test_killed_in_the_middle_of_storing_it_has_what_it_acknowledged_and_no_more
     assert {str(f.relative_to(spool.root)) for f in files_below(spool.root / "series")} == {
         m.path for m in held.values()
     }
+    ledger.close()
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_when_files_run_out_it_waits_and_goes_on(is_fast: bool, tmp_path: Path, sqlite_url: str) -> None:
+    values = {"files": 40, "fast_path": is_fast, "artim_s": 20.0}
+    command = [sys.executable, "-m", "tests.node.listening_child", str(tmp_path), json.dumps(values)]
+    log = tmp_path / "child.log"
+    with log.open("wb") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT) as child:
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        try:
+            with associate(port, CONTEXTS) as peer, contextlib.ExitStack() as flood:
+                assert store(peer, image(1)) == statuses.SUCCESS
+                open_files = Path(f"/proc/{child.pid}/fd")
+                for n in range(60):
+                    if len(list(open_files.iterdir())) >= values["files"]:
+                        break
+                    flood.enter_context(connect(port, f"127.0.0.{10 + n // 10}"))
+                    time.sleep(0.02)
+                assert len(list(open_files.iterdir())) == values["files"]
+                flood.enter_context(connect(port, BAD))
+                # Whether there is a file left for an object or not, its sender gets an answer.
+                assert store(peer, image(2)) in (statuses.SUCCESS, statuses.OUT_OF_RESOURCES)
+                flood.close()
+                until(lambda: len(list(open_files.iterdir())) < values["files"] - 15, 10)
+                assert store(peer, image(3)) == statuses.SUCCESS
+            echo(port)
+            assert child.poll() is None
+        finally:
+            child.kill()
+    if is_fast:
+        lines = log.read_text().splitlines()
+        assert lines.count("no connection can be accepted for now: Too many open files") == 1
+    ledger, spool = Ledger(sqlite_url), Spool(tmp_path / "spool")
+    held = {m.sop_uid: spool.path(m.path) for m in ledger.series_instances(SERIES)}
+    assert {f"{SERIES}.1", f"{SERIES}.3"} <= set(held)
+    assert set(files_below(spool.root)) == set(held.values())
     ledger.close()
 
 
