@@ -31,7 +31,7 @@ from node.listener import Door
 from node.settings import Listener
 from node.spool import Spool
 from tests import presend
-from tests.node.making import SERIES, data_set, encoded, files_below, mr
+from tests.node.making import SERIES, data_set, encoded, files_below, mr, open_below
 from tests.presend import Sent, associate, connect, echo_request, pdu, pdv, read_pdu, status_of, store_request
 
 OpenDoor = Callable[..., tuple[Door, int]]
@@ -385,15 +385,6 @@ def test_closing_the_door_aborts_who_is_in_it_and_leaves_no_file(open_door: Open
         assert end_of(peer) == aborted(0)
         assert end_of(silent) == b""
     assert open_below(spool.root) == list(files_below(spool.root)) == []
-
-
-def open_below(folder: Path) -> list[str]:
-    """The files below `folder` that this process has open, those without a name included."""
-    targets = []
-    for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            targets.append(str(link.readlink()))
-    return [target for target in targets if target.startswith(f"{folder}/")]
 
 
 # -- disks and kills

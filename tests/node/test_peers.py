@@ -54,7 +54,7 @@ def rejected(triple: tuple[int, int, int]) -> tuple[int, bytes]:
     return 3, bytes([0, *triple])
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up
