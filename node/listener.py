@@ -1,5 +1,6 @@
-"""The DICOM front door: C-ECHO and C-STORE, on the fast path or, where that may not be, on pynetdicom alone.
+"""The DICOM front door, on the fast path or, where that may not be, on pynetdicom alone.
 
+It takes C-ECHO, C-STORE, storage commitment and modality performed procedure steps.
 Success (0x0000) is answered only for an image that is flushed to disk and committed to the ledger.
 """
 
@@ -12,14 +13,17 @@ import time
 from collections.abc import Callable
 
 from node.admission import Admission, Quota
+from node.commitment import StorageCommitment
 from node.errors import ConfigurationError
 from node.gate import Gate
 from node.ingest import House
 from node.ledger import Ledger
+from node.mpps import ProcedureSteps
 from node.negotiation import supported_contexts
 from node.reception import Reception
 from node.selfcheck import difference
-from node.settings import Listener
+from node.services import services
+from node.settings import Commitment, Listener
 from node.spool import Spool
 from node.stock import StockServer
 
@@ -32,7 +36,9 @@ class Door:
     Parameters
     ----------
     changed
-        Called when an image was stored or an association ended, so that assembly looks again.
+        Called when an image was stored, a procedure step changed or an association ended, so that assembly looks again.
+    commitment
+        Takes requests for storage commitment; unset: one of its own, whose reports nobody brings to other associations.
     check
         Returns how the fast path differs from the stock one on a canned exchange; empty: not at all.
     """
@@ -44,6 +50,7 @@ class Door:
         settings: Listener,
         changed: Callable[[], None],
         now: Callable[[], float] = time.time,
+        commitment: StorageCommitment | None = None,
         check: Callable[[Listener], str] = difference,
     ) -> None:
         self._settings = settings
@@ -52,6 +59,11 @@ class Door:
         self._lock = threading.Lock()
         self._open: dict[int, set[str]] = {}
         self._reception = Reception(ledger, spool, settings, self._on_joined, changed, now)
+        self._services = services(
+            commitment or StorageCommitment(ledger, spool, Commitment(), now=now),
+            ProcedureSteps(ledger, changed, now),
+            settings.max_message_mb * 1_000_000,
+        )
         self._server: Gate | StockServer | None = None
         self.trouble = ""
 
@@ -78,12 +90,13 @@ class Door:
                     settings.max_waiting_per_peer,
                 )
                 house = House(
-                    settings, supported_contexts(), self._reception, Admission(quota), self._on_opened, self._on_closed
-                )
+                    settings, supported_contexts(), self._reception, Admission(quota), self._services,
+                    self._on_opened, self._on_closed,
+                )  # fmt: skip
                 self._server = Gate(settings.host, settings.port, house)
             else:
                 self._server = StockServer(
-                    settings, supported_contexts(), self._reception, self._on_opened, self._on_closed
+                    settings, supported_contexts(), self._reception, self._services, self._on_opened, self._on_closed
                 )
         except OSError as error:
             raise ConfigurationError(

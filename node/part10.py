@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from pathlib import Path
 
 from pydicom import uid
 
 # Who wrote the file. pydicom's, as long as pennode has no root of its own.
 _IMPLEMENTATION_UID = str(uid.PYDICOM_IMPLEMENTATION_UID)
 _IMPLEMENTATION_VERSION = "PENNODE"
+# File Meta Information Group Length comes first, and what it counts begins behind its value.
+_GROUP_LENGTH = struct.pack("<HH2sH", 2, 0, b"UL", 4)
+_META_AT = 144
 
 
 def file_head(sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_ae: str = "") -> bytes:
@@ -24,7 +29,23 @@ def file_head(sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, callin
     if calling_ae:
         elements.append(_element(0x0016, b"AE", calling_ae))
     meta = b"".join(elements)
-    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta
+    return bytes(128) + b"DICM" + _GROUP_LENGTH + struct.pack("<L", len(meta)) + meta
+
+
+def data_set_length(path: Path) -> int:
+    """Return how many bytes of a file belong to its data set; -1 when it does not begin as a DICOM file does.
+
+    Raises
+    ------
+    OSError
+        It is not there, or cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        start = file.read(_META_AT)
+        whole = os.fstat(file.fileno()).st_size
+    if len(start) < _META_AT or start[128:132] != b"DICM" or start[132:140] != _GROUP_LENGTH:
+        return -1
+    return max(-1, whole - _META_AT - int.from_bytes(start[140:], "little"))
 
 
 def _element(element: int, vr: bytes, text: str) -> bytes:

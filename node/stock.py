@@ -6,20 +6,29 @@ It stores with the same guarantees. Sizes and deadlines of single PDUs are pynet
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydicom import Dataset
 from pynetdicom import AE, evt
 from pynetdicom import _config as pynetdicom_config
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 
-from node import statuses
+from node import pdata, statuses
+from node.commitment import SOP_CLASS_UID, SOP_INSTANCE_UID, StorageCommitment
+from node.errors import Retryable
 from node.incoming import Origin
 from node.logs import printable
+from node.operation import Operation
 from node.reception import Reception
+from node.services import SOP_CLASSES, Services
 from node.settings import Listener
+
+log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
 _PIECE = 512 << 10
@@ -42,14 +51,17 @@ class StockServer:
         settings: Listener,
         supported: Sequence[PresentationContext],
         reception: Reception,
+        services: Services,
         opened: Callable[[int], None],
         closed: Callable[[int], None],
     ) -> None:
         self._reception = reception
+        self._services = services
         self._opened, self._closed = opened, closed
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._number_of: dict[int, int] = {}
+        self._rest_since: dict[int, float] = {}
         self._ae = application_entity(settings, supported)
         self._server: Any = self._ae.start_server(
             (settings.host, settings.port), block=False, evt_handlers=self.handlers()
@@ -75,6 +87,9 @@ class StockServer:
         return [
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, lambda _event: statuses.SUCCESS),
+            (evt.EVT_N_ACTION, self._on_action),
+            (evt.EVT_N_CREATE, self._on_create),
+            (evt.EVT_N_SET, self._on_set),
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_ESTABLISHED, self._on_established),
             (evt.EVT_CONN_CLOSE, self._on_closed),
@@ -84,7 +99,7 @@ class StockServer:
         if not self._reception.is_short_of_disk():
             return
         asked = event.assoc.requestor.primitive.presentation_context_definition_list
-        if any(c.abstract_syntax != "1.2.840.10008.1.1" for c in asked):
+        if any(c.abstract_syntax not in ("1.2.840.10008.1.1", *SOP_CLASSES) for c in asked):
             event.assoc.acse.send_reject(*statuses.TEMPORARY_CONGESTION)
             event.assoc.kill()
 
@@ -96,22 +111,26 @@ class StockServer:
     def _on_closed(self, event: Event) -> None:
         with self._lock:
             number = self._number_of.pop(id(event.assoc), None)
+            self._rest_since.pop(number or 0, None)
         if number is not None:
             self._closed(number)
 
-    def _on_store(self, event: Event) -> int:
+    def _origin(self, event: Event) -> Origin:
         requestor = event.assoc.requestor
         with self._lock:
             # A peer that went away right after its last byte has no number any more, and is not waited for.
             number = self._number_of.get(id(event.assoc), 0)
-        origin = Origin(
+            self._rest_since[number] = time.monotonic()
+        return Origin(
             number,
             printable(requestor.ae_title.strip(), 16),
             printable(requestor.primitive.called_ae_title.strip(), 16),
             requestor.address or "",
         )
+
+    def _on_store(self, event: Event) -> int:
         incoming = self._reception.begin(
-            origin,
+            self._origin(event),
             str(event.request.AffectedSOPClassUID or ""),
             str(event.request.AffectedSOPInstanceUID or ""),
             str(event.context.transfer_syntax),
@@ -120,6 +139,72 @@ class StockServer:
         for start in range(0, len(encoded), _PIECE):
             self._reception.append(incoming, [encoded[start : start + _PIECE]])
         return self._reception.finish(incoming)
+
+    def _on_action(self, event: Event) -> tuple[Dataset, Dataset | None]:
+        request = event.request
+        uids = (request.RequestedSOPClassUID, request.RequestedSOPInstanceUID)
+        return self._perform(event, pdata.N_ACTION_RQ, uids, request.ActionInformation, request.ActionTypeID)
+
+    def _on_create(self, event: Event) -> tuple[Dataset, Dataset | None]:
+        request = event.request
+        uids = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
+        return self._perform(event, pdata.N_CREATE_RQ, uids, request.AttributeList)
+
+    def _on_set(self, event: Event) -> tuple[Dataset, Dataset | None]:
+        request = event.request
+        uids = (request.RequestedSOPClassUID, request.RequestedSOPInstanceUID)
+        return self._perform(event, pdata.N_SET_RQ, uids, request.ModificationList)
+
+    def _perform(
+        self, event: Event, field: int, uids: tuple[Any, Any], encoded: Any, action_type: int | None = None
+    ) -> tuple[Dataset, Dataset | None]:
+        """Return the status, and what pynetdicom wants to be told beside it."""
+        sop_class_uid, sop_uid = (str(uid or "") for uid in uids)
+        answer, created = Dataset(), None
+        if not self._services.performs(sop_class_uid, field):
+            answer.Status = statuses.UNRECOGNISED_OPERATION
+            return answer, None
+        body = self._services.body()
+        if encoded is not None:
+            body.append([encoded.getbuffer()])
+        origin, syntax = self._origin(event), str(event.context.transfer_syntax)
+        outcome = self._services.perform(
+            Operation(origin, field, sop_class_uid, sop_uid, action_type, syntax, body.data)
+        )
+        answer.Status = outcome.status
+        if outcome.comment:
+            answer.ErrorComment = outcome.comment
+        if outcome.error_id is not None:
+            answer.ErrorID = outcome.error_id
+        if outcome.made:
+            created = Dataset()
+            created.AffectedSOPInstanceUID = outcome.made
+        if outcome.owed is not None and self._services.reports is not None:
+            reporting = (event.assoc, origin.number, outcome.owed, self._services.reports)
+            threading.Thread(target=self._report, args=reporting, name=f"report-{outcome.owed}", daemon=True).start()
+        return answer, created
+
+    def _report(self, association: Any, number: int, owed: int, commitment: StorageCommitment) -> None:
+        """Report on the association of the request, once it is at rest; leave it to others where that fails."""
+        try:
+            rest_s = commitment.rules.pause_s
+            while association.is_established and rest_s > 0:
+                time.sleep(rest_s)
+                with self._lock:
+                    rest_s = commitment.rules.pause_s - (time.monotonic() - self._rest_since.get(number, 0.0))
+            report = commitment.report(owed) if association.is_established else None
+            if report is not None:
+                answer, _ = association.send_n_event_report(
+                    report.data_set(), report.event_type, SOP_CLASS_UID, SOP_INSTANCE_UID
+                )
+                if "Status" in answer:
+                    commitment.settle(owed, report, answer.Status, "on its own association")
+                else:
+                    commitment.postpone(owed, "the peer did not answer the report", "look into the peer's log")
+        except (Retryable, RuntimeError, ValueError) as error:  # the latter two: the association is no more
+            log.warning("commitment=%d is not reported: %s", owed, type(error).__name__)
+        finally:
+            commitment.release(number, [owed])
 
 
 def application_entity(settings: Listener, supported: Sequence[PresentationContext]) -> AE:
