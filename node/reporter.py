@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -39,12 +41,12 @@ class Reporter:
             if address is not None:
                 self._report(address, [found.number for found in group])
                 continue
-            name = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in calling_ae.lower())
+            name = re.sub("[^a-z0-9_.-]", "_", calling_ae.lower()) or "peer"
             for found in group:
                 self._commitment.postpone(
                     found.number,
                     f"it is not known where {calling_ae} listens, and its association is closed",
-                    f'add to the settings: [[peers]] name = "{name}", ae_title = "{calling_ae}", '
+                    f'add to the settings: [[peers]] name = "{name}", ae_title = {json.dumps(calling_ae)}, '
                     f'host = "{peer}", port = 104 (as it is set up there), and restart',
                 )
         return _ROUND_S

@@ -31,6 +31,8 @@ from node.settings import Listener
 log = logging.getLogger(__name__)
 
 _STOP_S = 5.0
+# pynetdicom sends the answer to a request when our handler is through; a report must not overtake it.
+_LEAST_PAUSE_S = 0.05
 _PIECE = 512 << 10
 
 # Data sets reach us as they were encoded; pynetdicom's per-message logging would decode them for nobody.
@@ -62,7 +64,10 @@ class StockServer:
         self._lock = threading.Lock()
         self._number_of: dict[int, int] = {}
         self._rest_since: dict[int, float] = {}
+        self._reporting: dict[int, threading.Lock] = {}
         self._ae = application_entity(settings, supported)
+        if services.reports is not None:
+            self._ae.dimse_timeout = services.reports.rules.timeout_s
         self._server: Any = self._ae.start_server(
             (settings.host, settings.port), block=False, evt_handlers=self.handlers()
         )
@@ -112,6 +117,7 @@ class StockServer:
         with self._lock:
             number = self._number_of.pop(id(event.assoc), None)
             self._rest_since.pop(number or 0, None)
+            self._reporting.pop(number or 0, None)
         if number is not None:
             self._closed(number)
 
@@ -186,25 +192,30 @@ class StockServer:
 
     def _report(self, association: Any, number: int, owed: int, commitment: StorageCommitment) -> None:
         """Report on the association of the request, once it is at rest; leave it to others where that fails."""
+        pause_s = max(commitment.rules.pause_s, _LEAST_PAUSE_S)
+        with self._lock:
+            one_at_a_time = self._reporting.setdefault(number, threading.Lock())
         try:
-            rest_s = commitment.rules.pause_s
-            while association.is_established and rest_s > 0:
-                time.sleep(rest_s)
-                with self._lock:
-                    rest_s = commitment.rules.pause_s - (time.monotonic() - self._rest_since.get(number, 0.0))
-            report = commitment.report(owed) if association.is_established else None
-            if report is not None:
-                answer, _ = association.send_n_event_report(
-                    report.data_set(), report.event_type, SOP_CLASS_UID, SOP_INSTANCE_UID
-                )
-                if "Status" in answer:
-                    commitment.settle(owed, report, answer.Status, "on its own association")
-                else:
-                    commitment.postpone(owed, "the peer did not answer the report", "look into the peer's log")
+            with one_at_a_time:
+                while association.is_established and (wait_s := pause_s - self._rest_s(number)) > 0:
+                    time.sleep(wait_s)
+                report = commitment.report(owed) if association.is_established else None
+                if report is not None:
+                    answer, _ = association.send_n_event_report(
+                        report.data_set(), report.event_type, SOP_CLASS_UID, SOP_INSTANCE_UID
+                    )
+                    if "Status" in answer:
+                        commitment.settle(owed, report, answer.Status, "on its own association")
+                    else:
+                        commitment.postpone(owed, "the peer did not answer the report", "look into the peer's log")
         except (Retryable, RuntimeError, ValueError) as error:  # the latter two: the association is no more
             log.warning("commitment=%d is not reported: %s", owed, type(error).__name__)
         finally:
             commitment.release(number, [owed])
+
+    def _rest_s(self, number: int) -> float:
+        with self._lock:
+            return time.monotonic() - self._rest_since.get(number, 0.0)
 
 
 def application_entity(settings: Listener, supported: Sequence[PresentationContext]) -> AE:

@@ -366,6 +366,16 @@ def test_images_that_follow_the_request_are_answered_before_the_report(start: Ca
     assert said(scanner.told[0]) == (1, "1.2.3.77", {good(n) for n in range(1, 31)}, {})
 
 
+def test_without_a_pause_the_answer_still_comes_before_the_report(start: Callable[..., Node]) -> None:
+    node = start(pause_s=0.0)
+    scanner = Scanner(node.port)
+    with scanner.associated() as assoc:
+        for n in range(5):
+            assert ask(assoc, [good(1)], f"1.2.3.{n}") == 0
+            until(lambda: len(scanner.told) == n + 1)  # noqa: B023 - asked at once
+    assert [said(told)[1] for told in scanner.told] == [f"1.2.3.{n}" for n in range(5)]
+
+
 def test_the_same_transaction_again_is_one_row_and_reported_again(start: Callable[..., Node]) -> None:
     node = start()
     scanner = Scanner(node.port)
