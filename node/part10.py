@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from functools import lru_cache
+from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import uid
@@ -11,20 +13,21 @@ from pydicom import uid
 # Who wrote the file. pydicom's, as long as pennode has no root of its own.
 _IMPLEMENTATION_UID = str(uid.PYDICOM_IMPLEMENTATION_UID)
 _IMPLEMENTATION_VERSION = "PENNODE"
-_PREFIX = bytes(128) + b"DICM"
-_GROUP_LENGTH = struct.Struct("<HH2sHL")
+# File Meta Information Group Length comes first, and what it counts begins behind its value.
+_START = bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 0, b"UL", 4)
+_META_AT = len(_START) + 4
 
 
 def file_head(sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_ae: str = "") -> bytes:
     """Return what comes before the data set of this object in a file. The UIDs have been checked."""
     before, after = _around(sop_class_uid, transfer_syntax_uid, calling_ae)
     meta = before + _element(0x0003, b"UI", sop_uid) + after
-    return b"%s%s%s" % (_PREFIX, _GROUP_LENGTH.pack(2, 0, b"UL", 4, len(meta)), meta)
+    return b"%s%s%s" % (_START, len(meta).to_bytes(4, "little"), meta)
 
 
 def skip_head(file: BinaryIO) -> None:
     """Put a file that begins with `file_head` where its data set begins."""
-    start = file.read(len(_PREFIX) + _GROUP_LENGTH.size)
+    start = file.read(_META_AT)
     file.seek(int.from_bytes(start[-4:], "little"), 1)
 
 
@@ -40,6 +43,22 @@ def _around(sop_class_uid: str, transfer_syntax_uid: str, calling_ae: str) -> tu
     if calling_ae:
         after.append(_element(0x0016, b"AE", calling_ae))
     return before, b"".join(after)
+
+
+def data_set_length(path: Path) -> int:
+    """Return how many bytes of a file belong to its data set; -1 when it does not begin as a DICOM file does.
+
+    Raises
+    ------
+    OSError
+        It is not there, or cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        start = file.read(_META_AT)
+        whole = os.fstat(file.fileno()).st_size
+    if len(start) < _META_AT or start[128:-4] != _START[128:]:
+        return -1
+    return max(-1, whole - _META_AT - int.from_bytes(start[-4:], "little"))
 
 
 def _element(element: int, vr: bytes, text: str) -> bytes:
