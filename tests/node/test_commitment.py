@@ -353,17 +353,23 @@ def test_a_peer_that_is_down_is_tried_again_until_it_is_there(start: Callable[..
 
 
 def test_images_that_follow_the_request_are_answered_before_the_report(start: Callable[..., Node]) -> None:
-    node = start(pause_s=0.5)
+    node = start(pause_s=1.0)
     scanner = Scanner(node.port)
     with scanner.associated() as assoc:
-        assert ask(assoc, [good(n) for n in range(1, 31)]) == 0
+        images = [good(n) for n in range(1, 31)]
+        assert ask(assoc, images) == 0
+        rests, last = [], time.monotonic()
         for number in range(1, 31):
+            time.sleep(0.05)
+            rests.append(time.monotonic() - last)
             assert store(assoc, encoded(mr(number)), f"{SERIES}.{number}") == 0
-            time.sleep(0.03)
-        assert scanner.told == [], "nothing comes between while the peer is at work"
+            last = time.monotonic()
+        # A machine that is too busy to let the scanner work makes it look at rest.
+        assert scanner.told == [] or max(rests) > 0.9, "nothing comes between while the peer is at work"
         until(lambda: scanner.told)
         assert store(assoc, encoded(mr(31)), f"{SERIES}.31") == 0
-    assert said(scanner.told[0]) == (1, "1.2.3.77", {good(n) for n in range(1, 31)}, {})
+    if max(rests) < 0.9:
+        assert said(scanner.told[0]) == (1, "1.2.3.77", set(images), {})
 
 
 def test_without_a_pause_the_answer_still_comes_before_the_report(start: Callable[..., Node]) -> None:
