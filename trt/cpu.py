@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trt.engine import EngineError, Precision
+from trt.engine import Engine, EngineError, Precision
 from trt.manifest import Manifest
 from trt.patches import Array
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import openvino
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """The model on the CPU by OpenVINO.
 
     No call of it holds more pixels than `batch` patches of the manifest's size, but for one larger patch alone.
@@ -105,11 +104,3 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Free the model's memory; see `Engine`."""
         self._request = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

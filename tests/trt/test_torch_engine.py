@@ -13,13 +13,14 @@ import torch
 from onnx import helper
 
 from tests.models import SIDE, convolution, graph, small, weights, write
+from trt.device_engine import translated
 from trt.engine import DeviceEngine, Engine, EngineError, OutOfMemory, open_engine
 from trt.fixedbatch import FixedBatch
 from trt.gate import judge
 from trt.manifest import Manifest, ManifestError, load, sha256
 from trt.patches import predict_volume
 from trt.slabs import Cut, slabs
-from trt.torch_engine import TorchEngine, has_code, translated
+from trt.torch_engine import TorchEngine, has_code
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
