@@ -1,7 +1,8 @@
 """From a normalised volume to its mask on a torch device: `trt.slabs`, resampling, and the choice of labels.
 
 Series that fit the budget are one slab, so their pixels go up once and their mask comes down once; larger ones go slab
-by slab, with the same result. Crumbs (`trt.decision`) are found on the host, in masks.
+by slab, with the same result: while one is calculated, the next goes up and the mask of the last comes down. Crumbs
+(`trt.decision`) are found on the host, in masks.
 
 Tested on torch's CPU device, which runs the very same code; not run on a GPU yet.
 """
@@ -19,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trt.copies import Falling, copies
 from trt.decision import settle
 from trt.engine import OutOfMemory
 from trt.geometry import Resampling
 from trt.labels import Label
 from trt.patches import Array, Progress, Region
-from trt.slabs import Cut, Network, down, slabs, up
+from trt.slabs import Cut, Network, slabs, up
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +102,10 @@ def slices_within(budget_mb: float, cut: Cut, plane: tuple[int, int], native: tu
     """
     height, width = (max(side, length) for side, length in zip(cut.patch, plane, strict=True))
     area, result = height * width, native[0] * native[1]
-    # float32: pixels, twice where they are padded; means; total. Bytes: the region and its inverse; masks.
-    per_slice = 4 * area * (1 + (plane != (height, width)) + cut.classes + 1) + 2 * area + volumes * result
-    neighbours = 2 * (cut.channels // 2) * 8 * area
+    # float32: pixels, the next slab's, once more where they are padded; means; total. Bytes: the region and its
+    # inverse; masks, and those of the slab before.
+    per_slice = 4 * area * (2 + (plane != (height, width)) + cut.classes + 1) + 2 * area + 2 * volumes * result
+    neighbours = 2 * (cut.channels // 2) * 12 * area
     # float32: gathered, answered, and two parts of the blending; then one slice on its way back, and its choices.
     batch = 4 * cut.batch * cut.patch[0] * cut.patch[1] * (cut.channels + 3 * cut.classes + 2)
     back = (
@@ -131,13 +134,19 @@ def _masks(
     values = [label.value for label in _doubted(labels)]
     depth = slices_within(budget_mb, cut, plane, native, 1 + len(values))
     masks = np.empty((1 + len(values), volume.shape[0], *native), np.uint8)
+    landing: tuple[slice, Falling] | None = None
     for first, slab in slabs(volume, network, device, cut, depth=depth, region=region, progress=progress):
         found = torch.empty((1 + len(values), len(slab), *native), dtype=torch.uint8, device=device)
         for number, logits in enumerate(slab):  # (K, Y, X)
             if back is not None:
                 logits = torch.matmul(torch.matmul(back[0], logits), back[1].T)
             _choose(logits, values, found[:, number])
-        masks[:, first : first + len(slab)] = down(found)
+        falling = slice(first, first + len(slab)), copies(device).down(found)
+        if landing is not None:  # the slab before, this one being queued
+            masks[:, landing[0]] = landing[1].here()
+        landing = falling
+    if landing is not None:
+        masks[:, landing[0]] = landing[1].here()
     return masks
 
 
