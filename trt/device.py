@@ -45,7 +45,7 @@ def predict_mask(
     weights: Resampling | None = None,
     region: Region | None = None,
     progress: Progress | None = None,
-    budget_mb: int = BUDGET_MB,
+    budget_mb: float = BUDGET_MB,
     stream: torch.cuda.Stream | None = None,
 ) -> NDArray[np.uint8]:
     """The mask (Z, Y, X) uint8 of a normalised volume (Z, Y, X) float32, on the grid that `weights` lead back to.

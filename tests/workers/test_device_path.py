@@ -13,7 +13,7 @@ from node.errors import EngineFailure
 from trt.engine import open_engine
 from trt.manifest import load
 from trt.phantom import spine_phantom
-from workers.pipeline import digest_of, open_pipeline, segment_series
+from workers.pipeline import Pipeline, digest_of, open_pipeline
 from workers.prediction import predict_mask
 from workers.series import write_series
 from workers.volume import read_series
@@ -88,15 +88,8 @@ def test_nan_on_the_device_fails_the_job(paths, on_torch, manifest):
 
 def test_what_the_gate_found_is_in_the_object_and_no_part_of_its_identity(paths, on_torch, manifest):
     def segment(facts):
-        bundle = segment_series(
-            paths,
-            on_torch,
-            manifest,
-            worker=settings.Worker(),
-            seg=settings.Seg(),
-            input_digest=digest_of(paths),
-            facts=facts,
-        )
+        pipeline = Pipeline(on_torch, manifest, settings.Worker(), settings.Seg(), facts=facts)
+        bundle = pipeline.segment(paths, digest_of(paths))
         item = dcmread(io.BytesIO(bundle.objects[0].data)).SegmentSequence[0]
         return bundle, item.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters.split(",")
 
