@@ -14,6 +14,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from trt.geometry import Resampling
 from trt.labels import Label
 from trt.patches import Array, Progress, Region
 from trt.slabs import Cut, Network, slabs, up
+from trt.stages import Stages, unwatched
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +49,14 @@ def predict_mask(
     progress: Progress | None = None,
     budget_mb: float = BUDGET_MB,
     stream: torch.cuda.Stream | None = None,
+    stages: Stages | None = None,
 ) -> NDArray[np.uint8]:
     """The mask (Z, Y, X) uint8 of a normalised volume (Z, Y, X) float32, on the grid that `weights` lead back to.
 
     As `trt.decision.decide` of `trt.patches.predict_slices`, whose arguments these are. `volume` lies on the host, or
     whole on the device. What is on the device beside the network, that volume included, stays within `budget_mb`, or
-    takes one slice at a time. All work is queued on `stream`, by default the device's current one.
+    takes one slice at a time. All work is queued on `stream`, by default the device's current one. `stages` are told
+    gather, network, blend and label.
 
     Where the device has no memory left, everything is done once more with half the batch in half the budget.
 
@@ -70,7 +74,9 @@ def predict_mask(
         tried = replace(cut, batch=max(cut.batch // share, 1))
         try:
             with torch.no_grad(), on_stream(stream):
-                masks = _masks(volume, network, device, tried, labels, weights, region, progress, budget / share)
+                masks = _masks(
+                    volume, network, device, tried, labels, weights, region, progress, budget / share, stages
+                )
         except torch.OutOfMemoryError as error:
             reason = (str(error).splitlines() or [""])[0]
         else:
@@ -124,6 +130,7 @@ def _masks(
     region: Region | None,
     progress: Progress | None,
     budget_mb: float,
+    stages: Stages | None,
 ) -> NDArray[np.uint8]:
     """The likeliest class (Z, Y, X), and for each doubted label the next one where it is that label's: (1 + V, ...)."""
     plane = int(volume.shape[1]), int(volume.shape[2])
@@ -135,12 +142,15 @@ def _masks(
     depth = slices_within(budget_mb, cut, plane, native, 1 + len(values))
     masks = np.empty((1 + len(values), volume.shape[0], *native), np.uint8)
     landing: tuple[slice, Falling] | None = None
-    for first, slab in slabs(volume, network, device, cut, depth=depth, region=region, progress=progress):
+    stage = unwatched if stages is None else stages
+    options: dict[str, Any] = {"depth": depth, "region": region, "progress": progress, "stages": stages}
+    for first, slab in slabs(volume, network, device, cut, **options):
         found = torch.empty((1 + len(values), len(slab), *native), dtype=torch.uint8, device=device)
-        for number, logits in enumerate(slab):  # (K, Y, X)
-            if back is not None:
-                logits = torch.matmul(torch.matmul(back[0], logits), back[1].T)
-            _choose(logits, values, found[:, number])
+        with stage("label"):
+            for number, logits in enumerate(slab):  # (K, Y, X)
+                if back is not None:
+                    logits = torch.matmul(torch.matmul(back[0], logits), back[1].T)
+                _choose(logits, values, found[:, number])
         falling = slice(first, first + len(slab)), copies(device).down(found)
         if landing is not None:  # the slab before, this one being queued
             masks[:, landing[0]] = landing[1].here()

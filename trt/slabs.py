@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trt.copies import Falling, Rising, copies
 from trt.patches import BACKGROUND, Array, NonFiniteOutput, Progress, Region, bell, grids_of, lacking
+from trt.stages import Stages, unwatched
 
 Network: TypeAlias = Callable[[Tensor], Tensor]
 """Patches (N, C, H, W) float32 to logits (N, K, H, W) float32, both on the device; N is the batch at each call.
@@ -51,12 +52,13 @@ def slabs(
     depth: int,
     region: Region | None = None,
     progress: Progress | None = None,
+    stages: Stages | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (first slice, blended logits (S, K, Y, X) float32 on the device) of `depth` slices at a time, in order.
 
     What is yielded is the caller's until the next is asked for, and is then overwritten by work queued on the current
     stream. Otherwise as `trt.patches.predict_slices`, but that `NonFiniteOutput` of a slab is raised in place of the
-    next but one, or of the end: whoever takes all hears of it.
+    next but one, or of the end: whoever takes all hears of it. `stages` are told gather, network and blend.
     """
     if volume.ndim != 3 or 0 in volume.shape or volume.dtype not in (np.float32, torch.float32):
         raise ValueError(f"volume must be (Z, Y, X) float32 and not empty, not {tuple(volume.shape)} {volume.dtype}")
@@ -69,6 +71,7 @@ def slabs(
     (top, bottom), (left, right) = lacking(shape[1:], cut.patch)
     rows, columns = top + shape[1] + bottom, left + shape[2] + right
     reach, depth = cut.channels // 2, min(depth, shape[0])
+    stage = unwatched if stages is None else stages
     weight = up(np.multiply.outer(*(bell(side) for side in cut.patch)).astype(np.float32), device)  # (H, W)
     means = torch.empty((depth, cut.classes, rows, columns), device=device)
     totals = torch.empty((depth, rows, columns), device=device)
@@ -89,16 +92,20 @@ def slabs(
             now = chosen[start : start + cut.batch]
             at = where[number]
             slices, y, x = at[:, :-2], at[:, -2:-1], at[:, -1:]  # (N, C), (N, 1), (N, 1)
-            logits = network(windows[slices, y, x])  # (N, K, H, W)
+            with stage("gather"):
+                patches = windows[slices, y, x]  # (N, C, H, W)
+            with stage("network"):
+                logits = network(patches)  # (N, K, H, W)
             _check(logits, cut)
-            for begin, end, y0, x0, position in _runs(now):
-                window = slice(y0, y0 + cut.patch[0]), slice(x0, x0 + cut.patch[1])
-                mean, total = (
-                    means[begin - first : end - first, :, *window],
-                    totals[begin - first : end - first, *window],
-                )
-                share = weight / total.add_(weight)  # (R, H, W); exactly 1 for the first patch of a pixel
-                mean += logits[position : position + end - begin].sub(mean).mul_(share[:, None])
+            with stage("blend"):
+                for begin, end, y0, x0, position in _runs(now):
+                    window = slice(y0, y0 + cut.patch[0]), slice(x0, x0 + cut.patch[1])
+                    mean, total = (
+                        means[begin - first : end - first, :, *window],
+                        totals[begin - first : end - first, *window],
+                    )
+                    share = weight / total.add_(weight)  # (R, H, W); exactly 1 for the first patch of a pixel
+                    mean += logits[position : position + end - begin].sub(mean).mul_(share[:, None])
             done += len(now)
             if progress is not None:
                 progress(done, count)

@@ -13,6 +13,7 @@ from node.errors import EngineFailure
 from trt.engine import open_engine
 from trt.manifest import load
 from trt.phantom import spine_phantom
+from workers.benchmark import device_shares
 from workers.pipeline import Pipeline, digest_of, open_pipeline
 from workers.prediction import predict_mask
 from workers.series import write_series
@@ -67,6 +68,14 @@ def test_the_shipped_model_gives_the_mask_that_openvino_gives(tmp_path):
             masks.append(predict_mask(volume, engine, load(), overlap=0.25, batch=4, extraction="tissue").mask)
     assert len(np.unique(masks[0])) > 3
     assert (masks[0] != masks[1]).mean() < 1e-4
+
+
+def test_the_bench_tells_what_each_stage_takes_of_the_device():
+    with open_engine(load(), "torch", batch=2, device="cpu") as engine:
+        shares = device_shares(engine, load(), 2, (2, 160, 144))
+    assert list(shares) == ["gather", "network", "blend", "label"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["network"] > 0.5
 
 
 def test_out_of_memory_fails_the_job_after_one_more_try(paths, on_torch, manifest, caplog):
