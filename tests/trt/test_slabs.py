@@ -19,7 +19,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 37), st.integers(1, 37))
 sides = st.tuples(st.integers(1, 19), st.integers(1, 19))
-overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.61, 0.75])
+overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.75]) | st.floats(0, 0.75)
 settled = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -122,7 +122,7 @@ def test_a_network_that_is_linear_and_alike_everywhere_may_be_tiled_or_not(
 
     tiled = volume_of(volume, linear, patch, 2, overlap=overlap, batch=batch, depth=depth)
     whole = volume_of(volume, linear, shape[1:], 2, overlap=0, batch=1)
-    np.testing.assert_allclose(tiled, whole, atol=2e-5)
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
