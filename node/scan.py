@@ -6,6 +6,7 @@ at hand) gives None, never an error: pydicom then has the word, so that nothing 
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -34,6 +35,12 @@ _PLAIN: dict[int, bytes] = {
     0x00280030: b"DS",
 }  # fmt: skip
 _NESTED = frozenset({0x00180012, 0x52009229, 0x52009230})
+# Numbers as PS3.5 section 6.2 has them. int() and float() take more, "1_0" for one, and of that pydicom takes a part.
+_DECIMAL = rb" *[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
+_FORMS = {
+    b"IS": re.compile(rb" *[+-]?[0-9]{1,12} *|[ \0]*"),
+    b"DS": re.compile(rb"(?:%(one)b(?:\\%(one)b)*)?\0?| *" % {b"one": _DECIMAL}),
+}
 _CODECS = {b"": "latin-1", b"ISO_IR 6": "latin-1", b"ISO_IR 100": "latin-1", b"ISO_IR 192": "utf-8"}
 
 
@@ -54,7 +61,7 @@ def read_plain(head: bytes, size: int, *, implicit: bool) -> tuple[Identity, int
 
     Returns who it is, and where its pixel data element begins (or the data set ends).
     """
-    seen = _scan(head, size, implicit)
+    seen = _scan(head, size, implicit) if size else None
     identity = None if seen is None else _plain_identity(seen.values)
     return None if seen is None or identity is None else (identity, seen.pixels_at)
 
@@ -132,6 +139,8 @@ def _plain_identity(raw: dict[int, bytes]) -> Identity | None:
     """Return what pydicom would have read, or None where it should."""
     codec = _CODECS.get(raw.get(0x00080005, b"").strip(b" \0"))
     if codec is None:
+        return None
+    if any((form := _FORMS.get(_PLAIN[tag])) and not form.fullmatch(value) for tag, value in raw.items()):
         return None
     try:
         text = {tag: value.decode(codec) for tag, value in raw.items() if _PLAIN[tag] != b"US"}
