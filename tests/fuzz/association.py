@@ -62,20 +62,22 @@ class _House:
             _SETTINGS, supported_contexts(), reception, self.admission, self.open.append, self.open.remove
         )
 
-    def held(self) -> dict[bytes, tuple[str, str]]:
-        """What the ledger has: SOP Instance UID to path and class."""
-        table = metadata.tables["instance"]
-        with self.ledger._db.read() as connection:
-            return {row.sop_uid.encode(): (row.path, row.sop_class_uid) for row in connection.execute(table.select())}
 
-    def forget(self) -> None:
-        """Drop what was stored."""
-        with self.ledger._db.write() as connection:
-            for table in reversed(metadata.sorted_tables):
-                if table.name in ("instance", "series", "journal"):
-                    connection.execute(table.delete())
-        shutil.rmtree(self.spool.root / "series")
-        (self.spool.root / "series").mkdir()
+def held(ledger: Ledger) -> dict[bytes, tuple[str, str]]:
+    """What a ledger has: SOP Instance UID to path and class."""
+    table = metadata.tables["instance"]
+    with ledger._db.read() as connection:
+        return {row.sop_uid.encode(): (row.path, row.sop_class_uid) for row in connection.execute(table.select())}
+
+
+def forget(ledger: Ledger, spool: Spool) -> None:
+    """Drop what was stored."""
+    with ledger._db.write() as connection:
+        for table in reversed(metadata.sorted_tables):
+            if table.name in ("instance", "series", "journal"):
+                connection.execute(table.delete())
+    for folder in (spool.root / "series").iterdir():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @cache
@@ -97,17 +99,17 @@ def check(data: bytes) -> None:
     assert not list((home.spool.root / "tmp").iterdir()), "a temporary file is left"
     acknowledged = _acknowledged(stream, answers)
     if not acknowledged and not list((home.spool.root / "series").iterdir()):
-        assert not home.held()
+        assert not held(home.ledger)
         return
     try:
-        held = home.held()
-        assert set(held) == set(acknowledged), "the ledger has something else than was acknowledged"
+        rows = held(home.ledger)
+        assert set(rows) == set(acknowledged), "the ledger has something else than was acknowledged"
         files = {str(f.relative_to(home.spool.root)) for f in files_below(home.spool.root / "series")}
-        assert files == {path for path, _ in held.values()}
-        for sop_uid, (path, sop_class) in held.items():
+        assert files == {path for path, _ in rows.values()}
+        for sop_uid, (path, sop_class) in rows.items():
             assert (sop_class.encode(), data_set(home.spool.path(path))) == acknowledged[sop_uid], "other bytes"
     finally:
-        home.forget()
+        forget(home.ledger, home.spool)
 
 
 def _converse(home: _House, stream: bytes, most: int) -> bytes:

@@ -39,3 +39,7 @@ def check(data: bytes) -> None:
 def seeds() -> dict[str, bytes]:
     """The command sets of the services that a node may be asked for."""
     return exchanges.commands()
+
+
+mutate = exchanges.mutate_command
+HEADER = 0

@@ -7,11 +7,15 @@ import logging
 import os
 import random
 import sys
+import time
 import warnings
 
 import atheris
 
 from tests.fuzz import TARGETS
+
+# Of any one input; the slowest take a tenth of it.
+_CPU_S = 5.0
 
 
 def main(name: str, options: list[str]) -> None:
@@ -21,6 +25,11 @@ def main(name: str, options: list[str]) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     structured = getattr(target, "mutate", None)
+
+    def check(data: bytes) -> None:
+        start = time.process_time()
+        target.check(data)
+        assert time.process_time() - start < _CPU_S, "it takes too long"
 
     def mutator(data: bytes, longest: int, seed: int) -> bytes:
         generator = random.Random(seed)
@@ -32,9 +41,7 @@ def main(name: str, options: list[str]) -> None:
         )
 
     extra = {} if structured is None else {"custom_mutator": mutator}
-    atheris.Setup(
-        [os.environ.get("PENNODE_FUZZ_AGAIN", name), f"-max_len={target.LONGEST}", *options], target.check, **extra
-    )
+    atheris.Setup([os.environ.get("PENNODE_FUZZ_AGAIN", name), f"-max_len={target.LONGEST}", *options], check, **extra)
     atheris.Fuzz()
 
 

@@ -185,6 +185,28 @@ def mutate(stream: bytes, generator: random.Random, anyhow: Callable[[bytes, int
     return b"".join(pdus)[:longest]
 
 
+def mutate_command(
+    encoded: bytes, generator: random.Random, anyhow: Callable[[bytes, int], bytes], longest: int
+) -> bytes:
+    """Change a command set element by element."""
+    elements = _split(encoded, 8, lambda s: int.from_bytes(s[4:8], "little"))
+    if not elements:
+        return anyhow(encoded, longest)
+    place = generator.randrange(len(elements))
+    kind = generator.randrange(5)
+    chosen = elements[place]
+    if kind == 0:
+        elements.insert(place, generator.choice(elements))
+    elif kind == 1:
+        del elements[place]
+    elif kind == 2:
+        elements[place] = anyhow(chosen[:4], 4).ljust(4, b"\0") + chosen[4:]
+    else:
+        value = anyhow(chosen[8:], len(chosen) + 8)
+        elements[place] = chosen[:4] + struct.pack("<L", len(value)) + value
+    return b"".join(elements)[:longest]
+
+
 def _change_one(
     values: list[bytes], kind: int, generator: random.Random, anyhow: Callable[[bytes, int], bytes]
 ) -> list[bytes]:
