@@ -1,7 +1,12 @@
-"""A door on its own, as a process that tests may kill: prints its port and listens for ever."""
+"""A door on its own, as a process that tests may kill: prints its port and listens for ever.
+
+``python -m tests.node.listening_child FOLDER [SETTINGS]``, the settings of the listener as JSON.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 import threading
 from pathlib import Path
@@ -12,15 +17,17 @@ from node.settings import Listener
 from node.spool import Spool
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, settings: dict[str, object]) -> None:
     """Listen; state below `folder`, whose ledger is migrated."""
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     spool = Spool(folder / "spool")
     spool.prepare()
     ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
-    door = Door(ledger, spool, Listener(port=0, free_floor_mb=0), changed=lambda: None)
+    values = {"port": 0, "free_floor_mb": 0, **settings}
+    door = Door(ledger, spool, Listener(**values), changed=lambda: None)  # type: ignore[arg-type]
     print(door.start()[1], flush=True)
     threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})
