@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo up test check bench bench-ingest bench-node bench-patches clean
+.PHONY: demo up test check fuzz bench bench-ingest bench-node bench-patches clean
 demo: $(VENV)/.installed-run
 	@$(BIN)/pennode demo $(ARGS)
 
@@ -19,6 +19,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Fuzzes every target for half a minute, or as ARGS says, and then runs the tests that take long.
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
+	$(BIN)/python -m pytest -m long
 
 bench: bench-node bench-ingest bench-patches
 ifneq ($(and $(filter bench,$(MAKECMDGOALS)),$(ARGS)),)

@@ -30,6 +30,9 @@ _HEAD = 32768
 # A deflated data set may not grow beyond the first; its header must end within the second.
 _MAX_INFLATED = 1 << 32
 _INFLATED_HEAD = 16 << 20
+# Pieces that one reading may ask for: an element or item takes one or two, and pydicom some 10 µs for each. The groups
+# of 20 000 frames need fewer.
+_MOST_READS = 2_000_000
 # What pydicom raises over bytes that are no data set; OSError is its word for an end within a tag.
 UNREADABLE = (
     InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError,
@@ -120,9 +123,13 @@ def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, syntax: _Syntax) -
                 stop_when=lambda tag, _vr, _length: tag in _PIXELS,
                 specific_tags=[pydicom.tag.Tag(t) for t in tags],
             )
-        except _OverBudget:
-            continue
-        return _identity(found), stream.tell()
+        except (_OverBudget, *UNREADABLE):  # at an item's header pydicom says OSError for whatever the stream raised
+            if not stream.is_over_budget:
+                raise
+            if stream.reads > _MOST_READS:
+                break
+        else:
+            return _identity(found), stream.tell()
     raise InvalidInstance("the header is too long", "the sending system must mend it")
 
 
@@ -133,7 +140,7 @@ class _OverBudget(Exception):
 class _Stream:
     """A file for pydicom that raises where the data ends within an element: half a value would pass for a whole one.
 
-    It reads `budget` bytes at most.
+    It reads `budget` bytes at most, in no more than `_MOST_READS` pieces.
     """
 
     def __init__(self, read_at: ReadAt, size: int, head: bytes, budget: int) -> None:
@@ -143,6 +150,8 @@ class _Stream:
         self._window, self._window_at = head, 0
         self._position = 0
         self._at_end = False
+        self.is_over_budget = False
+        self.reads = 0
 
     def tell(self) -> int:
         return self._position
@@ -155,7 +164,9 @@ class _Stream:
         rest = max(0, self._size - self._position)
         count = rest if size is None or size < 0 else min(size, rest)
         self._budget -= count
-        if self._budget < 0:
+        self.reads += 1
+        if self._budget < 0 or self.reads > _MOST_READS:
+            self.is_over_budget = True
             raise _OverBudget
         begin = self._position - self._window_at
         if begin < 0 or begin + count > len(self._window):

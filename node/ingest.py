@@ -32,6 +32,8 @@ _BUFFER = 512 << 10
 # What may still come of an object that is refused for its size, so that its sender hears the status.
 _GRACE = 64_000_000
 _FOR_EVER = math.inf
+# Pieces that are put off to be written together: a buffer full of fragments of one byte would be 70 000.
+_MOST_PIECES = 1024
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,10 @@ class Association:
         for event in self._parser.events():
             if isinstance(event, Fragment):
                 pieces.append(event.data)
-                if event.last:
+                if event.last or len(pieces) == _MOST_PIECES:
                     self._take(pieces)
                     pieces = []
+                if event.last:
                     self._finish()
             elif isinstance(event, Command):
                 self._begin(event)

@@ -83,6 +83,9 @@ def read_request(body: bytes) -> Request:
         if not pdu.protocol_version & 1:  # PS3.8 table 9-11: only bit 0 is tested
             raise Refused(PROTOCOL_VERSION_NOT_SUPPORTED, "another version of the protocol")
         primitive = pdu.to_primitive()
+        numbers = [c.context_id for c in primitive.presentation_context_definition_list]
+        if len(set(numbers)) < len(numbers):  # PS3.8 section 9.3.2.2.1: one ID, one meaning
+            raise ProtocolViolation("an A-ASSOCIATE-RQ with two presentation contexts of one ID", INVALID_PARAMETER)
         wanted = {str(c.abstract_syntax) for c in primitive.presentation_context_definition_list}
         return Request(
             calling_ae=primitive.calling_ae_title,

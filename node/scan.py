@@ -6,6 +6,7 @@ at hand) gives None, never an error: pydicom then has the word, so that nothing 
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,7 +39,16 @@ _PLAIN: dict[int, bytes] = {
     0x00280030: b"DS",
 }  # fmt: skip
 _NESTED = frozenset({0x00180012, 0x52009229, 0x52009230})
+<<<<<<< HEAD
 _STOP = _PIXELS | _NESTED
+=======
+# Numbers as PS3.5 section 6.2 has them. int() and float() take more, "1_0" for one, and of that pydicom takes a part.
+_DECIMAL = rb" *[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
+_FORMS = {
+    b"IS": re.compile(rb" *[+-]?[0-9]{1,12} *|[ \0]*"),
+    b"DS": re.compile(rb"(?:%(one)b(?:\\%(one)b)*)?\0?| *" % {b"one": _DECIMAL}),
+}
+>>>>>>> fuzz
 _CODECS = {b"": "latin-1", b"ISO_IR 6": "latin-1", b"ISO_IR 100": "latin-1", b"ISO_IR 192": "utf-8"}
 
 
@@ -59,7 +69,7 @@ def read_plain(head: bytes, size: int, *, implicit: bool) -> tuple[Identity, int
 
     Returns who it is, and where its pixel data element begins (or the data set ends).
     """
-    seen = _scan(head, size, implicit)
+    seen = _scan(head, size, implicit) if size else None
     identity = None if seen is None else _plain_identity(seen.values)
     return None if seen is None or identity is None else (identity, seen.pixels_at)
 
@@ -187,6 +197,8 @@ def _decoded(tag: int, raw: bytes, codec: str) -> Any:
     vr = _PLAIN[tag]
     if vr == b"US":
         return struct.unpack("<H", raw)[0] if raw else None
+    if vr in _FORMS and not _FORMS[vr].fullmatch(raw):
+        raise ValueError("a number in an odd form")
     text = raw.decode(codec)
     if vr == b"DS":
         return tuple(float(part) for part in text.split("\\")) if text.strip(" \0") else ()

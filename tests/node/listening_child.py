@@ -1,9 +1,16 @@
-"""A door on its own, as a process that tests may kill: prints its port and listens for ever."""
+"""A door on its own, as a process that tests may kill: prints its port and listens for ever.
+
+``python -m tests.node.listening_child FOLDER [SETTINGS]``, the settings of the listener as JSON.
+"""
 
 from __future__ import annotations
 
 import json
+<<<<<<< HEAD
 import resource
+=======
+import logging
+>>>>>>> fuzz
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +22,7 @@ from node.settings import Listener
 from node.spool import Spool
 
 
+<<<<<<< HEAD
 def main(folder: Path, files: int = 0, **settings: Any) -> None:
     """Listen; state below `folder`, whose ledger is migrated. `files`: how many this process may open; 0: as given."""
     spool = Spool(folder / "spool")
@@ -25,8 +33,23 @@ def main(folder: Path, files: int = 0, **settings: Any) -> None:
     if files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     print(port, flush=True)
+=======
+def main(folder: Path, settings: dict[str, object]) -> None:
+    """Listen; state below `folder`, whose ledger is migrated."""
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    spool = Spool(folder / "spool")
+    spool.prepare()
+    ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
+    values = {"port": 0, "free_floor_mb": 0, **settings}
+    door = Door(ledger, spool, Listener(**values), changed=lambda: None)  # type: ignore[arg-type]
+    print(door.start()[1], flush=True)
+>>>>>>> fuzz
     threading.Event().wait()
 
 
 if __name__ == "__main__":
+<<<<<<< HEAD
     main(Path(sys.argv[1]), **json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))
+=======
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})
+>>>>>>> fuzz

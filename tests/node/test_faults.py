@@ -158,6 +158,10 @@ SLOW = {
     "in a data set": (
         b"A" + pdu(4, pdv(1, 3, store_request(image()))), pdu(4, pdv(1, 0, bytes(10_000))), aborted(0),
     ),
+    "between two PDVs": (
+        b"A" + pdu(4, pdv(1, 3, store_request(image()))) + b"\4\0\0\0\1\0" + pdv(1, 0, bytes(100)),
+        pdv(1, 0, bytes(144)), aborted(0),
+    ),
     "in many small PDUs": (
         b"A" + pdu(4, pdv(1, 3, store_request(image()))), pdu(4, pdv(1, 0, b"ab")) * 500, aborted(0),
     ),

@@ -126,6 +126,14 @@ def test_a_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         read_identity(bomb, uid.DeflatedExplicitVRLittleEndian)
 
 
+def test_a_header_of_items_without_number_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header_module, "_MOST_READS", 1000)
+    item = b"\xfe\xff\x00\xe0\0\0\0\0"
+    bomb = b"\x18\0\x12\0\xff\xff\xff\xff" + item * 2000
+    with pytest.raises(InvalidInstance, match="header is too long"):
+        read(bomb, uid.ImplicitVRLittleEndian)
+
+
 @pytest.mark.parametrize("name", ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"])
 @pytest.mark.parametrize("bad", [None, "", "../../etc/passwd", "1.2.3/4", "1", "1..2", "1.2.x", "9" * 65, "1.2\\3.4"])
 def test_a_missing_or_impossible_uid_is_refused_by_name(name: str, bad: str | None) -> None:
@@ -138,6 +146,16 @@ def test_a_missing_or_impossible_uid_is_refused_by_name(name: str, bad: str | No
         data = with_value(data, element_of(name), bad)
     with pytest.raises(InvalidInstance, match=name):
         read(data, EXPLICIT)
+
+
+@pytest.mark.parametrize("value", ["1_0", "٣", "1\x94", "1.0", " 7 ", "+7", "7 8", ""])
+def test_a_number_in_another_form_is_read_as_pydicom_reads_it(value: str) -> None:
+    data = with_value(encoded(mr()), element_of("InstanceNumber")[:4] + b"IS", value)
+    start = data.index(b"\xe0\x7f\x10\x00OW")
+    quick = read_plain(data, len(data), implicit=False)
+    slow = header_module._read_thoroughly(lambda n, at: data[at : at + n], len(data), data, uid.UID(EXPLICIT))
+    assert slow[1] == start
+    assert quick in (None, slow)
 
 
 def element_of(name: str) -> bytes:

@@ -100,6 +100,17 @@ def test_a_request_with_any_byte_wrong_is_read_or_refused(at: int, value: int, c
         agree(read_request(bytes(body)), supported_contexts(), 16384)
 
 
+def test_two_presentation_contexts_of_one_id_are_no_request() -> None:
+    contexts = [(MR.encode(), EXPLICIT.encode()), (b"1.2.840.10008.1.1", EXPLICIT.encode())]
+    body = bytearray(presend.association_request(contexts)[6:])
+    second = body.index(b"1.2.840.10008.1.1@") - 8
+    assert body[second] == 3
+    assert set(agree(read_request(bytes(body)), supported_contexts(), 16384).contexts) == {1, 3}
+    body[second] = 1
+    with pytest.raises(ProtocolViolation, match="one ID"):
+        read_request(bytes(body))
+
+
 @pytest.mark.parametrize("max_pdu", [4096, 16384, 1048576])
 def test_the_check_at_start_passes_whatever_the_largest_pdu(max_pdu: int) -> None:
     assert selfcheck.difference(Listener(max_pdu=max_pdu)) == ""

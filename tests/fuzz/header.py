@@ -1,0 +1,59 @@
+"""Data sets, from their bytes to their identity.
+
+Laws: nothing but `InvalidInstance` is raised; where the quick scan answers, pydicom would have read the same; the CPU
+time is bounded.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pydicom import uid
+
+from node import header
+from node.errors import InvalidInstance
+from node.records import is_uid
+from node.scan import read_plain
+from tests.fuzz import exchanges
+
+LONGEST = 16384
+SECONDS = 2.0
+SYNTAXES = (
+    uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian, uid.RLELossless,
+)  # fmt: skip
+
+
+def check(data: bytes) -> None:
+    """Byte 0 chooses the transfer syntax; the rest is the data set."""
+    if not data:
+        return
+    syntax, encoded = SYNTAXES[data[0] % len(SYNTAXES)], data[1:]
+    if syntax.is_little_endian and not syntax.is_deflated:
+        quick = read_plain(encoded[: header._HEAD], len(encoded), implicit=syntax.is_implicit_VR)
+        if quick is not None:
+            try:
+                slow = header._read_thoroughly(
+                    lambda count, at: encoded[at : at + count], len(encoded), encoded[: header._HEAD], syntax
+                )
+            except header.UNREADABLE as error:
+                raise AssertionError("pydicom cannot read what the quick scan could") from error
+            assert quick == slow, "the quick scan reads otherwise than pydicom"
+    start = time.thread_time()
+    try:
+        identity = header.read_identity(encoded, syntax)
+    except InvalidInstance:
+        pass
+    else:
+        assert all(map(is_uid, (identity.sop_uid, identity.series_uid, identity.study_uid)))
+        assert identity.header.to_json()
+    assert time.thread_time() - start < SECONDS, "it takes too long"
+
+
+def seeds() -> dict[str, bytes]:
+    """Images in every encoding, and what their headers may hold."""
+    return {
+        f"{name}-{syntax.name.lower().replace(' ', '-')}": bytes([number]) + exchanges.encode(ds, syntax)
+        for name, ds in exchanges.data_sets().items()
+        for number, syntax in enumerate(SYNTAXES[:4])
+    }
