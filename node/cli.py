@@ -82,6 +82,8 @@ def _run(config: Path | None, *, with_worker: bool) -> None:
         typer.echo(f"pennode {version('pennode')}. {RESEARCH_NOTICE}", err=True)
         typer.echo(f"  DICOM       {addresses['dicom']}", err=True)
         typer.echo(f"  worker API  {addresses['api']}", err=True)
+        if "stow" in addresses:
+            typer.echo(f"  STOW-RS     {addresses['stow']}", err=True)
         if "sign_in" in addresses:
             typer.echo(f"  admin page  {addresses['sign_in']}", err=True)
         if not settings.destinations:

@@ -5,15 +5,18 @@ Success (0x0000) is answered only for an image that is flushed to disk and commi
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from node.admission import Admission, Quota
 from node.errors import ConfigurationError
 from node.gate import Gate
+from node.incoming import Origin
 from node.ingest import House
 from node.ledger import Ledger
 from node.negotiation import supported_contexts
@@ -51,7 +54,8 @@ class Door:
         self._check = check
         self._lock = threading.Lock()
         self._open: dict[int, set[str]] = {}
-        self._reception = Reception(ledger, spool, settings, self._on_joined, changed, now)
+        self._web_numbers = itertools.count(-1, -1)  # the servers count their associations upwards
+        self.reception = Reception(ledger, spool, settings, self._on_joined, changed, now)
         self._server: Gate | StockServer | None = None
         self.trouble = ""
 
@@ -78,12 +82,12 @@ class Door:
                     settings.max_waiting_per_peer,
                 )
                 house = House(
-                    settings, supported_contexts(), self._reception, Admission(quota), self._on_opened, self._on_closed
+                    settings, supported_contexts(), self.reception, Admission(quota), self._on_opened, self._on_closed
                 )
                 self._server = Gate(settings.host, settings.port, house)
             else:
                 self._server = StockServer(
-                    settings, supported_contexts(), self._reception, self._on_opened, self._on_closed
+                    settings, supported_contexts(), self.reception, self._on_opened, self._on_closed
                 )
         except OSError as error:
             raise ConfigurationError(
@@ -112,8 +116,21 @@ class Door:
         with self._lock:
             return any(series_uid in brought for brought in self._open.values())
 
+    @contextlib.contextmanager
+    def web_association(self, calling_ae: str, address: str, study_uid: str = "") -> Iterator[Origin]:
+        """Let a web request that stores be an association while the block runs: its end stands for the release.
+
+        `study_uid` is the study that all it brings must belong to; empty: any.
+        """
+        number = next(self._web_numbers)
+        self._on_opened(number)
+        try:
+            yield Origin(number, calling_ae, self._settings.ae_title, address, study_uid)
+        finally:
+            self._on_closed(number)
+
     def associations(self) -> int:
-        """Return how many associations are open."""
+        """Return how many associations are open, web requests that store among them."""
         with self._lock:
             return len(self._open)
 

@@ -11,6 +11,8 @@ UNRECOGNISED_OPERATION = 0x0211
 OUT_OF_RESOURCES = 0xA700
 DATA_SET_DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+# A Failure Reason of STOW-RS (PS3.18 table I.2-2); C-STORE needs none, its transfer syntax has been negotiated.
+TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
 
 # A-ASSOCIATE-RJ as (result, source, reason) (PS3.8 table 9-21).
 PROTOCOL_VERSION_NOT_SUPPORTED = (1, 2, 2)
