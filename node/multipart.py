@@ -13,7 +13,8 @@ from node.errors import InvalidRequest
 
 MAX_HEADERS = 8192
 MAX_PREAMBLE = 4096
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+# RFC 2046 allows 70 characters; Orthanc joins two UUIDs, which makes 73.
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,127}[0-9A-Za-z'()+_,./:=?-]")
 _TOKEN = re.compile(r"[0-9A-Za-z!#$%&'*+.^_`|~-]+")
 # What follows a boundary in a delimiter line: the last one goes on with two hyphens, any may be padded. And what may
 # still become that.

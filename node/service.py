@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from pydantic import SecretStr
+from starlette.routing import Route
 
 from node.api import WorkerApi
 from node.api import create_app as create_api
@@ -147,7 +148,7 @@ class Node:
                 health=partial(self._health, ledger, spool, door),
                 allowed_hosts=(settings.web.host, *settings.web.allowed_hosts),
                 link_token=link,
-                stow=self._stow(door),
+                more=self._stow(door),
             )
             self._servers["web"] = HttpServer(site, settings.web.host, settings.web.port, "web", self._on_broken)
             stack.callback(self._servers["web"].stop)
@@ -158,12 +159,12 @@ class Node:
         for server in self._servers.values():
             server.start()
 
-    def _stow(self, door: Door) -> OriginServer | None:
+    def _stow(self, door: Door) -> Sequence[Route]:
         web = self.settings.web
         if not web.stow:
-            return None
+            return ()
         token = _token(web.stow_token, web.stow_token_file, self.settings.state_dir / "stow.token")
-        return OriginServer(door, web, self.settings.listener, token)
+        return OriginServer(door, web, self.settings.listener, token).routes()
 
     def _health(self, ledger: Ledger, spool: Spool, door: Door) -> Health:
         try:

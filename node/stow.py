@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from node import statuses, storeresponse
@@ -28,6 +29,7 @@ from node.listener import Door
 from node.multipart import Multipart
 from node.records import is_uid
 from node.settings import Listener, Web
+from node.signin import STOW_PATH
 from node.signin import Door as TokenDoor
 from node.transaction import DICOM, Outcome, Transaction
 
@@ -37,7 +39,7 @@ CALLING_AE = "STOW"
 _TAKEN = f'multipart/related; type="{DICOM}", or {DICOM}'
 # Asked of a client that is to come again later.
 _RETRY_S = "30"
-# What a refused client may still send before its connection is closed under it: most see their answer then.
+# What a refused client may still send, and how long, before its connection is closed under it: it sees its answer then.
 _LINGER_S, _LINGER_BYTES = 1.0, 1 << 20
 
 
@@ -50,7 +52,7 @@ class _Target(NamedTuple):
 
 
 class OriginServer:
-    """The ASGI endpoint of ``POST /dicom-web/studies`` and ``POST /dicom-web/studies/{study}``.
+    """The ASGI endpoint that `routes` leads to.
 
     Parameters
     ----------
@@ -64,6 +66,11 @@ class OriginServer:
         self._limits = limits
         self._tokens = TokenDoor(token, token, time.time)
         self._served = 0
+
+    def routes(self) -> list[Route]:
+        """Return the resources of PS3.18 table 10.5.1-1, both to be POSTed to."""
+        paths = (f"{STOW_PATH}/studies", f"{STOW_PATH}/studies/{{study}}")
+        return [Route(path, self, methods=["POST"]) for path in paths]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -170,17 +177,16 @@ def _parser(content_type: str) -> Multipart | None:
     fields = Message()
     fields["content-type"] = content_type
     kind = fields.get_content_type()
-    if kind == "multipart/related":
-        kind = str(fields.get_param("type", DICOM)).partition(";")[0].strip().lower()
-        if kind == DICOM:
-            boundary = fields.get_param("boundary", "")
-            try:
-                return Multipart(boundary if isinstance(boundary, str) else "")
-            except InvalidRequest as error:
-                raise HTTPException(400, str(error)) from error
-    if kind == DICOM and fields.get_content_type() == DICOM:
+    if kind == DICOM:
         return None
-    raise HTTPException(415, f"Send objects as {_TAKEN}; metadata with bulk data is not taken.", {"Accept": _TAKEN})
+    of = str(fields.get_param("type", DICOM)).partition(";")[0].strip().lower()
+    if kind != "multipart/related" or of != DICOM:
+        raise HTTPException(415, f"Send objects as {_TAKEN}; metadata with bulk data is not taken.", {"Accept": _TAKEN})
+    boundary = fields.get_param("boundary", "")
+    try:
+        return Multipart(boundary if isinstance(boundary, str) else "")
+    except InvalidRequest as error:
+        raise HTTPException(400, str(error)) from error
 
 
 async def _answer_and_close(response: Response, receive: Receive, send: Send) -> None:
@@ -196,4 +202,8 @@ async def _answer_and_close(response: Response, receive: Receive, send: Send) ->
                 left -= len(message.get("body", b""))
                 if not message.get("more_body", False):
                     break
+            else:
+                await asyncio.sleep(
+                    _LINGER_S
+                )  # unread, the rest keeps the client waiting, and it may look for the answer
     await send({"type": "http.response.body", "body": b"", "more_body": False})

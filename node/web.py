@@ -19,14 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute, Route
 
 from node.display import states_of, templates, verbs, views
 from node.errors import NotFound, PennodeError, Permanent
 from node.ledger import Ledger
 from node.records import WORKER_SILENT_S, Job, JobState
-from node.signin import STOW_PATH, Door, Guard, Session, form, own_page, security_headers
+from node.signin import Door, Guard, Session, form, own_page, security_headers
 
 PAGE_SIZE = 50
 # A worker not heard of for a day has gone; one silent for two minutes deserves a look.
@@ -61,7 +60,7 @@ def create_app(
     now: Callable[[], float] = time.time,
     allowed_hosts: Sequence[str] = (),
     link_token: str = "",
-    stow: ASGIApp | None = None,
+    more: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """Build the site.
 
@@ -79,18 +78,11 @@ def create_app(
         Names this site answers to, beside ``localhost`` and any bare IP address.
     link_token
         What ``/?token=`` takes, once; empty: `token` itself. One of its own keeps `token` out of logs and histories.
-    stow
-        Serves STOW-RS (`node.stow`); None: nothing is below ``/dicom-web``.
+    more
+        What else is served on this port, and looks after its own sign-in.
     """
     door = Door(token, link_token or token, now)
     site = _Site(ledger, door, health, now)
-    storing = (
-        []
-        if stow is None
-        else [
-            Route(path, stow, methods=["POST"]) for path in (f"{STOW_PATH}/studies", f"{STOW_PATH}/studies/{{study}}")
-        ]
-    )
     return Starlette(
         routes=[
             Route("/", site.jobs),
@@ -103,7 +95,7 @@ def create_app(
             Route("/api/jobs", site.api_jobs),
             Route("/api/jobs/{job_id}", site.api_job),
             Route("/api/jobs/{job_id}/{verb}", site.api_change, methods=["POST"]),
-            *storing,
+            *more,
         ],
         middleware=[Middleware(Guard, names=frozenset({"localhost", *(h.lower() for h in allowed_hosts)}))],
         exception_handlers={PennodeError: site.failed, HTTPException: site.refused, 500: site.broken},
