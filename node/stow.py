@@ -97,6 +97,8 @@ class OriginServer:
         stored = sum(outcome.status == statuses.SUCCESS for outcome in outcomes)
         if trouble and not stored:
             raise trouble
+        if trouble:
+            log.warning("a STOW-RS request from %s ended early: %s", address, trouble.detail)
         status = storeresponse.http_status(outcomes)
         log.info(
             "STOW-RS from=%s status=%d stored=%d failed=%d bytes=%d seconds=%.3f",
