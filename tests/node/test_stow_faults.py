@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -243,11 +244,24 @@ def test_a_request_may_take_longer_than_its_head_may(serve: Serve, monkeypatch: 
 def test_connections_beyond_the_limit_are_closed_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     site = serve()
     monkeypatch.setattr(node_http, "MAX_CONNECTIONS", 3)
-    with raw(site), raw(site), raw(site) as third, raw(site) as fourth:
-        assert ends(fourth)
-        third.sendall(sized(related([ONE])))
-        assert answer(third)[0] == 200
-    until(lambda: site.post(related([TWO]))[0] == 200)
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(raw(site)) for _ in range(8)]
+
+        def alive() -> list[socket.socket]:
+            ended = select.select(peers, [], [], 0)[0]
+            return [peer for peer in peers if peer not in ended]
+
+        until(lambda: 0 < len(alive()) <= 3)
+        peer = alive()[0]
+        peer.sendall(sized(related([ONE])))
+        assert answer(peer)[0] == 200
+
+    def stores() -> bool:
+        with contextlib.suppress(OSError):  # until it has noticed that the others are gone
+            return site.post(related([TWO]))[0] == 200
+        return False
+
+    until(stores)
 
 
 def test_a_head_that_is_too_long_is_refused(serve: Serve) -> None:
