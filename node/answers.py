@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from node.pdata import ABORT, ASSOCIATE_RJ, NO_DATA_SET, P_DATA_TF, RELEASE_RP, RESPONSE, Command
 
 _PDATA_HEADER = struct.Struct(">BxLLBB")
 _ELEMENT = struct.Struct("<HHL")
 _SHORT = struct.Struct("<H")
+_STATUS = struct.Struct("<" + 3 * "HHLH")
 _PDV_HEADER_LENGTH = 6
 _LONGEST_UID = 64
 
@@ -19,17 +21,13 @@ def response(command: Command, status: int, maximum: int) -> bytes:
     The elements are those of C-STORE-RSP and C-ECHO-RSP (PS3.7 sections 9.3.1.2 and 9.3.5.2). A UID that is too long
     for one is not said back: the peer's own reader might stumble over it.
     """
-    elements = [(0x0002, command.sop_class)] if 0 < len(command.sop_class) <= _LONGEST_UID else []
-    elements += [
-        (0x0100, _SHORT.pack(command.field | RESPONSE)),
-        (0x0120, _SHORT.pack(command.message_id)),
-        (0x0800, _SHORT.pack(NO_DATA_SET)),
-        (0x0900, _SHORT.pack(status)),
-    ]
+    before = _beginning(command.sop_class, command.field)
+    after = b""
     if 0 < len(command.sop_instance) <= _LONGEST_UID:
-        elements.append((0x1000, command.sop_instance))
-    body = b"".join(_ELEMENT.pack(0, element, len(value)) + value for element, value in elements)
-    whole = _ELEMENT.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
+        after = _ELEMENT.pack(0, 0x1000, len(command.sop_instance)) + command.sop_instance
+    middle = _STATUS.pack(0, 0x0120, 2, command.message_id, 0, 0x0800, 2, NO_DATA_SET, 0, 0x0900, 2, status)
+    length = len(before) + len(middle) + len(after)
+    whole = b"%s%s%s%s%s" % (_ELEMENT.pack(0, 0, 4), length.to_bytes(4, "little"), before, middle, after)
     step = max(maximum - _PDV_HEADER_LENGTH, 1) if maximum else len(whole)
     pdus = []
     for start in range(0, len(whole), step):
@@ -37,6 +35,13 @@ def response(command: Command, status: int, maximum: int) -> bytes:
         header = 3 if start + step >= len(whole) else 1
         pdus.append(_PDATA_HEADER.pack(P_DATA_TF, len(part) + 6, len(part) + 2, command.context_id, header) + part)
     return b"".join(pdus)
+
+
+@lru_cache(maxsize=256)
+def _beginning(sop_class: bytes, field: int) -> bytes:
+    elements = [(0x0002, sop_class)] if 0 < len(sop_class) <= _LONGEST_UID else []
+    elements.append((0x0100, _SHORT.pack(field | RESPONSE)))
+    return b"".join(_ELEMENT.pack(0, element, len(value)) + value for element, value in elements)
 
 
 def abort(reason: int) -> bytes:

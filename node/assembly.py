@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from node.errors import NotFound
 from node.ledger import Ledger
 from node.records import Instance, Series
 from node.selection import Verdict
@@ -98,6 +99,8 @@ class Assembler:
         Tells whether an association that brought images of this series is still open.
     judge
         Selection, with its rules.
+    digest
+        Returns the sha256 of an instance's data set; raises `NotFound` where its file is gone.
     sealed
         Called after each seal, so that dispatch need not wait for its next round.
     """
@@ -108,12 +111,14 @@ class Assembler:
         rules: Assembly,
         is_open: Callable[[str], bool],
         judge: Callable[[Sequence[Instance]], Verdict],
+        digest: Callable[[Instance], str],
         sealed: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._rules = rules
         self._is_open = is_open
         self._judge = judge
+        self._digest = digest
         self._sealed = sealed
         self._weighed: dict[str, tuple[int, Evidence]] = {}
 
@@ -137,6 +142,7 @@ class Assembler:
         if not reason:
             return
         members = members or self._ledger.series_instances(seen.series_uid)
+        members = self._digested(members)
         verdict = self._judge(members)
         job_id = self._ledger.seal(
             seen, members, reason, wanted=verdict.wanted, verdict=verdict.reason, next_step=verdict.next_step, now=now
@@ -144,3 +150,15 @@ class Assembler:
         if job_id is not None:
             log.info("sealed series=%s images=%d job=%s reason=%r", seen.series_uid, len(members), job_id, reason)
             self._sealed()
+
+    def _digested(self, members: Sequence[Instance]) -> list[Instance]:
+        """Find the digests that are not known yet: the listener does not wait for what nobody needs before."""
+        found: dict[str, str] = {}
+        for one in members:
+            if not one.sha256:
+                try:
+                    found[one.sop_uid] = self._digest(one)
+                except NotFound:  # the worker will say so of the job
+                    log.error("the file of image %s is gone from the spool", one.sop_uid)
+        self._ledger.note_digests(found)
+        return [replace(one, sha256=found.get(one.sop_uid, one.sha256)) for one in members]

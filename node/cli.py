@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,9 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+peers_app = typer.Typer(help="Look at who may open associations, and who tried.", no_args_is_help=True)
 jobs_app = typer.Typer(help="Look at jobs, retry or cancel them.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(peers_app, name="peers")
 app.add_typer(config_app, name="config")
 
 ConfigOption = Annotated[
@@ -80,7 +83,9 @@ def _run(config: Path | None, *, with_worker: bool) -> None:
 
     def announce(addresses: dict[str, str]) -> None:
         typer.echo(f"pennode {version('pennode')}. {RESEARCH_NOTICE}", err=True)
-        typer.echo(f"  DICOM       {addresses['dicom']}", err=True)
+        for name, words in (("dicom", "DICOM       "), ("dicom_tls", "DICOM, TLS  ")):
+            if name in addresses:
+                typer.echo(f"  {words}{addresses[name]}", err=True)
         typer.echo(f"  worker API  {addresses['api']}", err=True)
         if "stow" in addresses:
             typer.echo(f"  STOW-RS     {addresses['stow']}", err=True)
@@ -101,12 +106,28 @@ def send(
     folder: Annotated[Path, typer.Argument(help="A folder of DICOM files, or one file.")],
     to: Annotated[str, typer.Option("--to", help="AE@HOST:PORT of the peer.")],
     calling: Annotated[str, typer.Option("--calling", help="Our AE title.")] = "PENNODE_SCU",
+    tls_ca: Annotated[Path | None, typer.Option(help="Send over TLS; PEM authority of the peer's certificate.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM chain that we show.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
+    tls_name: Annotated[str, typer.Option(help="Name in the peer's certificate, where it is not HOST.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Send DICOM files to a peer by C-STORE, each as it is encoded."""
     from node.scu import Outgoing, describe, send_files
+    from node.settings import Secured
 
-    peer = parse_address(to, calling)
+    if tls_ca is None and (tls_certificate or tls_key or tls_name):
+        raise ConfigurationError("the other --tls options need --tls-ca", "without it everything goes in clear text")
+    if (tls_certificate is None) != (tls_key is None):
+        raise ConfigurationError("--tls-certificate and --tls-key go together", "name both or none")
+    security = Secured(
+        tls=tls_ca is not None,
+        tls_ca_file=tls_ca,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_server_name=tls_name,
+    )
+    peer = replace(parse_address(to, calling), security=security)
     if not folder.exists():
         raise ConfigurationError(f"there is no {folder}", "name a folder of DICOM files")
     files: list[Outgoing] = []
@@ -224,6 +245,30 @@ def jobs_retry(job_id: str, as_json: JsonOption = False, config: ConfigOption = 
 def jobs_cancel(job_id: str, as_json: JsonOption = False, config: ConfigOption = None) -> None:
     """Stop a job that is not finished."""
     _say(_ledger(config).cancel(job_id, "command line", time.time()), as_json)
+
+
+@peers_app.command("list")
+def peers_list(as_json: JsonOption = False, config: ConfigOption = None) -> None:
+    """List the peers and when they were last seen, then who called and is none, with the lines that would let it in."""
+    from node.peers import Peers
+
+    settings, ledger = load(config), _ledger(config)
+    listing = Peers(settings.listener, settings.peers).listing(ledger.callers(), ledger.contacts())
+    if as_json:
+        typer.echo(json.dumps(listing.to_json()))
+        return
+    for peer, contact in listing.peers:
+        seen = f"last seen {_ago(time.time() - contact.seen_at)} ago at {contact.address}" if contact else "never seen"
+        typer.echo("\t".join((peer.name, peer.ae_title, seen if peer.enabled else f"{seen}; not enabled")))
+    if not listing.peers:
+        typer.echo("no peers are listed", err=True)
+    for caller, lines in listing.callers:
+        what = f"rejected: {caller.rejected}" if caller.rejected else "let in, though no peer"
+        typer.echo(
+            f"\n{caller.calling_ae} called {caller.called_ae} from {caller.address}, {caller.times} time(s), "
+            f"last {_ago(time.time() - caller.last_at)} ago; {what}"
+        )
+        typer.echo(lines or "no settings would let it in: one of its AE titles is none")
 
 
 def _say(job: Job, as_json: bool) -> None:

@@ -16,10 +16,11 @@ from node import answers, pdata, statuses
 from node.admission import Admission
 from node.errors import ProtocolViolation
 from node.incoming import Incoming, Origin, Receiver
-from node.logs import printable
 from node.negotiation import Agreement, Refused, Request, Supported, agree, read_request
 from node.pdata import Command, Control, Fragment, Limits, Parser
+from node.peers import Verdict, plain_title
 from node.settings import Listener
+from node.tlswire import HandshakeFailed, TlsSocket, TlsWire
 from node.wire import Gone, Patience, TooSlow, Wire
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,15 @@ _FOR_EVER = math.inf
 class House:
     """What all associations share.
 
-    `opened` and `closed` are called with an association's number when it is established and when it has ended.
+    `judge` says of a calling AE title, a called one and an address whether they may come in. `opened` and `closed` are
+    called with an association's number when it is established and when it has ended.
     """
 
     settings: Listener
     supported: Supported
     reception: Receiver
     admission: Admission
+    judge: Callable[[str, str, str], Verdict]
     opened: Callable[[int], None]
     closed: Callable[[int], None]
 
@@ -56,7 +59,7 @@ class Association:
         patience = Patience(
             settings.artim_s, settings.pdu_timeout_s, settings.network_timeout_s or _FOR_EVER, settings.min_rate
         )
-        self._wire = Wire(connection, patience)
+        self._wire = TlsWire(connection, patience) if isinstance(connection, TlsSocket) else Wire(connection, patience)
         self._parser = Parser(Limits(settings.max_pdu, settings.max_command))
         self._origin = Origin(number, "", "", address)
         self._agreement = Agreement({}, b"")
@@ -76,6 +79,8 @@ class Association:
             self._tell(str(slow))
             # Before the association there is nobody to abort: PS3.8 has ARTIM close the connection (AA-2).
             last_word = answers.abort(statuses.NOT_SPECIFIED) if self._wire.established else b""
+        except HandshakeFailed as failed:
+            self._tell(str(failed))
         except (Gone, OSError):
             if self._wire.ending and self._wire.established:
                 last_word = answers.abort(statuses.NOT_SPECIFIED)
@@ -112,7 +117,10 @@ class Association:
         except Refused as refused:
             log.warning("rejected an association with %s at %s: %s", self._origin.calling_ae, self.address, refused)
             return answers.rejection(*refused.answer)
+        most = self._settings.max_association_mb * 1_000_000
         while self._transfer():
+            if self._wire.received > most:
+                raise ProtocolViolation("more than listener.max_association_mb came over it", statuses.NOT_SPECIFIED)
             self._wire.receive(self._parser)
         return answers.release_response()
 
@@ -125,13 +133,16 @@ class Association:
                 return read_request(event.body)
 
     def _establish(self, request: Request) -> None:
-        calling, called = (printable(title.strip(), 16) for title in (request.calling_ae, request.called_ae))
+        calling, called = plain_title(request.calling_ae), plain_title(request.called_ae)
         self._origin = Origin(self.number, calling, called, self.address)
+        verdict = self._house.judge(calling, called, self.address)
+        if verdict.rejection is not None:
+            raise Refused(verdict.rejection, verdict.reason)
         if request.wants_storage and self._house.reception.is_short_of_disk():
             raise Refused(statuses.TEMPORARY_CONGESTION, "less disk is free than listener.free_floor_mb")
-        rejection = self._house.admission.admit(self)
+        rejection = self._house.admission.admit(self, verdict.group, verdict.most)
         if rejection is not None:
-            raise Refused(rejection, "as many associations are open as listener.max_associations(_per_peer) allow")
+            raise Refused(rejection, "as many associations are open as max_associations(_per_peer) allow")
         self._maximum = request.maximum
         self._agreement = agree(request, self._house.supported, self._settings.max_pdu)
         self._parser.establish(_BUFFER)
@@ -202,8 +213,9 @@ class Association:
         if command.field == pdata.C_CANCEL_RQ:  # nothing runs that could be cancelled, and it has no response
             return
         status = statuses.SUCCESS if command.field == pdata.C_ECHO_RQ else self._house.reception.finish(incoming)
-        self._incoming = None
         self._wire.send(answers.response(command, status, self._maximum))
+        self._house.reception.tidy(incoming)
+        self._incoming = None
 
     def _end(self) -> None:
         """Drop what is half received, and tell that the association is no more."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import BinaryIO
 
 from pydicom import uid
 
@@ -12,8 +14,10 @@ from node.errors import InvalidInstance
 # Who wrote the file. pydicom's, as long as pennode has no root of its own.
 _IMPLEMENTATION_UID = str(uid.PYDICOM_IMPLEMENTATION_UID)
 _IMPLEMENTATION_VERSION = "PENNODE"
-# Preamble and prefix, and what a head may measure with all private information in it.
-_PREFIX_END, _GROUP = 132, b"\2\0"
+_PREFIX = bytes(128) + b"DICM"
+_GROUP_LENGTH = struct.Struct("<HH2sHL")
+_GROUP = b"\2\0"
+# What a head may measure with all private information in it.
 MAX_HEAD = 65536
 _LONG_VR = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _NEEDED = {
@@ -36,18 +40,29 @@ class Head:
 
 def file_head(sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_ae: str = "") -> bytes:
     """Return what comes before the data set of this object in a file. The UIDs have been checked."""
-    elements = [
-        struct.pack("<HH2sxxL", 2, 0x0001, b"OB", 2) + b"\x00\x01",
-        _element(0x0002, b"UI", sop_class_uid),
-        _element(0x0003, b"UI", sop_uid),
+    before, after = _around(sop_class_uid, transfer_syntax_uid, calling_ae)
+    meta = before + _element(0x0003, b"UI", sop_uid) + after
+    return b"%s%s%s" % (_PREFIX, _GROUP_LENGTH.pack(2, 0, b"UL", 4, len(meta)), meta)
+
+
+def skip_head(file: BinaryIO) -> None:
+    """Put a file that begins with `file_head` where its data set begins."""
+    start = file.read(len(_PREFIX) + _GROUP_LENGTH.size)
+    file.seek(int.from_bytes(start[-4:], "little"), 1)
+
+
+@lru_cache(maxsize=256)
+def _around(sop_class_uid: str, transfer_syntax_uid: str, calling_ae: str) -> tuple[bytes, bytes]:
+    """Return the elements before and after the SOP Instance UID: the same for all images of a series."""
+    before = struct.pack("<HH2sxxL", 2, 0x0001, b"OB", 2) + b"\x00\x01" + _element(0x0002, b"UI", sop_class_uid)
+    after = [
         _element(0x0010, b"UI", transfer_syntax_uid),
         _element(0x0012, b"UI", _IMPLEMENTATION_UID),
         _element(0x0013, b"SH", _IMPLEMENTATION_VERSION),
     ]
     if calling_ae:
-        elements.append(_element(0x0016, b"AE", calling_ae))
-    meta = b"".join(elements)
-    return bytes(128) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta
+        after.append(_element(0x0016, b"AE", calling_ae))
+    return before, b"".join(after)
 
 
 def _element(element: int, vr: bytes, text: str) -> bytes:
@@ -65,9 +80,9 @@ def read_head(data: bytes) -> Head | None:
     InvalidInstance
         There is no preamble with its prefix, or the file meta information is malformed, too long, or lacks a UID.
     """
-    if data[128:_PREFIX_END] != b"DICM"[: max(0, len(data) - 128)]:
+    if data[128 : len(_PREFIX)] != b"DICM"[: max(0, len(data) - 128)]:
         raise InvalidInstance("it does not begin as a DICOM file does", _RESEND)
-    values, position, end = dict[int, bytes](), _PREFIX_END, 0
+    values, position, end = dict[int, bytes](), len(_PREFIX), 0
     while position != end:
         # The group length, where it is given, has the word: a deflated data set may begin with anything.
         if not end and data[position : position + 2] not in (b"", b"\2", _GROUP):

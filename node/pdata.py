@@ -21,6 +21,7 @@ NO_DATA_SET = 0x0101
 
 # An A-ASSOCIATE-RQ with all 128 presentation contexts, each in two dozen transfer syntaxes, has about 100 kB.
 MAX_ASSOCIATE_RQ = 131072
+_TLS_HANDSHAKE = 0x16  # the first byte of a TLS connection (RFC 8446 section 5.1)
 _PDU_HEADER = struct.Struct(">BxL")
 _PDV_HEADER = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")
@@ -167,7 +168,8 @@ class Parser:
         kind, length = _PDU_HEADER.unpack_from(self._buffer, self._begin)
         self._begin += _HEADER_LENGTH
         if not ASSOCIATE_RQ <= kind <= ABORT:
-            raise ProtocolViolation(f"PDU type {kind:#04x} does not exist", UNRECOGNISED_PDU)
+            guess = " (TLS, on the port that is for plain DICOM?)" if kind == _TLS_HANDSHAKE else ""
+            raise ProtocolViolation(f"PDU type {kind:#04x} does not exist{guess}", UNRECOGNISED_PDU)
         if kind == P_DATA_TF and self._established:
             # Some peers leave the six bytes of a PDV's header out of the count.
             if not _HEADER_LENGTH <= length <= self._limits.pdu + _HEADER_LENGTH:

@@ -133,8 +133,7 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the ledger's JSON column, empty ones left out."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in ("", (), None)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if v not in ("", (), None)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Header:

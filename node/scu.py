@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from pynetdicom.presentation import PresentationContext, build_context
 from node.errors import InvalidInstance, PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
 from node.records import is_uid
+from node.settings import Secured
+from node.tls import client_context
 
 # PS3.8 9.3.4: result and reason of an A-ASSOCIATE-RJ from the service user, in words.
 _USER_REJECTS = {
@@ -32,12 +34,13 @@ _MAX_CONTEXTS = 128
 
 @dataclass(frozen=True)
 class Address:
-    """Where a peer listens, and by which titles we speak."""
+    """Where a peer listens, by which titles we speak, and whether over TLS."""
 
     ae_title: str
     host: str
     port: int
     calling_ae_title: str
+    security: Secured = field(default_factory=Secured)
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"
@@ -85,16 +88,32 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
         Nobody answers, or the peer rejects us for now.
     PeerRefused
         The peer rejects us for good, with its reason in words.
+    ConfigurationError
+        A file that its `security` names cannot be used.
     """
+    secured = client_context(peer.security)
     ae = AE(ae_title=peer.calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
     ae.maximum_pdu_size = 0
+    name = peer.security.tls_server_name or peer.host
     try:
-        association = ae.associate(peer.host, peer.port, contexts=list(contexts), ae_title=peer.ae_title)
+        association = ae.associate(
+            peer.host,
+            peer.port,
+            contexts=list(contexts),
+            ae_title=peer.ae_title,
+            tls_args=(secured, name) if secured else None,
+        )
     except OSError as error:
         raise PeerUnavailable(f"{peer} cannot be found ({error.strerror})", "check its address and the DNS") from error
     connection = association.dul.socket and association.dul.socket.socket
     if not association.is_established:
+        if secured is not None:
+            secured.close()
+        if secured is not None and secured.trouble:
+            raise PeerUnavailable(
+                f"{peer} and we have no TLS: {secured.trouble}", "check the certificates on both sides"
+            )
         _raise_unassociated(association, peer)
     try:
         yield association
@@ -110,7 +129,10 @@ def _raise_unassociated(association: Association, peer: Address) -> None:
     if association.rejected_contexts:
         raise PeerRefused(f"{peer} accepts none of our objects' SOP classes", "let the destination accept them")
     if not association.is_rejected:
-        raise PeerUnavailable(f"{peer} does not answer", "check that it runs, its address, and the firewall")
+        # By TLS 1.3 a peer finds our certificate bad only when we believe the handshake done, and then just closes.
+        whether = "; whether it takes our TLS certificate" if peer.security.tls else ""
+        step = f"check that it runs, its address, and the firewall{whether}"
+        raise PeerUnavailable(f"{peer} does not answer", step)
     answer: Any = association.acceptor.primitive
     permanent = answer is not None and answer.result == 0x01
     if permanent and answer.result_source == 0x01:

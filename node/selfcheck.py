@@ -24,6 +24,7 @@ from node.admission import Admission, Quota
 from node.incoming import Incoming, Origin
 from node.ingest import Association, House
 from node.negotiation import supported_contexts
+from node.peers import Verdict
 from node.settings import Listener
 from node.stock import application_entity
 
@@ -71,7 +72,13 @@ def _exchange(settings: Listener, serve: Callable[[Listener, socket.socket, _See
 
 def _serve_fast(settings: Listener, connection: socket.socket, seen: _Seen) -> None:
     house = House(
-        settings, supported_contexts(), _Recorder(seen), Admission(Quota(1, 1, 1, 1)), lambda _n: None, lambda _n: None
+        settings,
+        supported_contexts(),
+        _Recorder(seen),
+        Admission(Quota(1, 1, 1, 1)),
+        judge=lambda _calling, _called, _address: Verdict(),
+        opened=lambda _number: None,
+        closed=lambda _number: None,
     )
     association = Association(0, connection, "", house)
     threading.Thread(target=association.run, name="self-check", daemon=True).start()
@@ -99,6 +106,9 @@ class _Recorder:
             (incoming.sop_class_uid, incoming.sop_uid, incoming.transfer_syntax_uid, bytes(self._data))
         )
         return statuses.SUCCESS
+
+    def tidy(self, incoming: Incoming) -> None:
+        incoming.drop()
 
     def close(self, timeout_s: float) -> None:
         pass

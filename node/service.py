@@ -31,6 +31,7 @@ from node.keeper import WorkerKeeper
 from node.ledger import Ledger
 from node.listener import Door
 from node.loops import Loop, stop_all
+from node.peers import Peers
 from node.records import WORKER_SILENT_S, Instance
 from node.retention import Caretaker
 from node.selection import Verdict, select_series
@@ -38,6 +39,7 @@ from node.settings import Settings
 from node.signin import STOW_PATH
 from node.spool import Spool
 from node.stow import OriginServer
+from node.tls import client_context
 from node.web import Component, Health
 from node.web import create_app as create_web
 
@@ -84,6 +86,9 @@ class Node:
             identity = ledger.identity()
         except LedgerUnavailable as error:
             raise ConfigurationError(error.reason, "start the database, or mend ledger.url") from error
+        for kind, others in (("destinations", settings.destinations), ("peers", settings.peers)):
+            for other in others:  # what its certificates lack is said now, and not when it is first needed
+                client_context(other.security, f"{kind}.{other.name}.")
         spool = Spool(settings.spool_dir)
         spool.prepare()
         spool.belongs_to(identity)
@@ -95,7 +100,7 @@ class Node:
         names = [d.name for d in settings.destinations]
         ledger.recover_deliveries(names, time.time())
 
-        door = Door(ledger, spool, settings.listener, changed=lambda: self._wake("assembly"))
+        door = Door(ledger, spool, settings.listener, changed=lambda: self._wake("assembly"), peers=settings.peers)
         self._add_loops(ledger, spool, door)
         api = WorkerApi(ledger, spool, settings.api, settings.dispatch, names, finished=lambda: self._wake("delivery"))
         self._serve_http(ledger, spool, door, api, stack)
@@ -105,7 +110,11 @@ class Node:
         # The door opens last and closes first: whoever gets in finds everything behind it ready.
         host, port = door.start()
         stack.callback(door.stop)
-        self.addresses["dicom"] = f"{settings.listener.ae_title}@{host}:{port}"
+        title = settings.listener.ae_title
+        if settings.listener.plain:
+            self.addresses["dicom"] = f"{title}@{host}:{port}"
+        if door.tls_address is not None:
+            self.addresses["dicom_tls"] = "{}@{}:{}".format(title, *door.tls_address)
         _write_atomically(settings.state_dir / "node.json", json.dumps(self.addresses))
         stack.callback((settings.state_dir / "node.json").unlink, missing_ok=True)
 
@@ -117,9 +126,15 @@ class Node:
 
         parts: dict[str, Callable[[float], float]] = {
             "assembly": Assembler(
-                ledger, settings.assembly, door.is_open, judge, sealed=lambda: self._wake("dispatch")
+                ledger,
+                settings.assembly,
+                door.is_open,
+                judge,
+                lambda one: spool.sha256(one.path),
+                sealed=lambda: self._wake("dispatch"),
             ).tick,
             "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
+            "callers": door.callers.tick,
             "retention": Caretaker(ledger, spool, settings.retention).tick,
         }
         peers = addresses(settings)
@@ -144,6 +159,7 @@ class Node:
             link = secrets.token_urlsafe(16)
             site = create_web(
                 ledger,
+                peers=Peers(settings.listener, settings.peers),
                 token=_token(settings.web.token, settings.web.token_file, settings.state_dir / "web.token"),
                 health=partial(self._health, ledger, spool, door),
                 allowed_hosts=(settings.web.host, *settings.web.allowed_hosts),
@@ -177,13 +193,13 @@ class Node:
             answers = (True, "answers")
         except LedgerUnavailable as error:
             workers, answers = 0, (False, str(error))
-        listening = f"{self.addresses.get('dicom', '')}, {door.associations()} association(s) open"
-        if door.trouble:
-            listening += f"; {door.trouble}"
+        trouble = door.trouble
+        at = " and ".join(address for name, address in self.addresses.items() if name.startswith("dicom"))
+        listening = "; ".join(filter(None, (f"{at}, {door.associations()} association(s) open", trouble, door.note)))
         return Health(
             components=(
                 Component("ledger", *answers),
-                Component("listener", door.is_listening() and not door.trouble, listening),
+                Component("listener", door.is_listening() and not trouble, listening),
                 *(Component(name, server.is_alive(), "serves") for name, server in self._servers.items()),
                 Component("disk", *disk),
                 Component("workers", workers > 0, f"{workers} alive"),

@@ -162,7 +162,10 @@ class Transaction:
             log.warning("refused a part from %s at %s: %s", self._origin.calling_ae, self._origin.address, reason)
             self.outcomes.append(Outcome("", "", statuses.CANNOT_UNDERSTAND, reason))
             return
-        status = self._reception.finish(incoming)
+        try:
+            status = self._reception.finish(incoming)
+        finally:
+            self._reception.tidy(incoming)
         reason = ""
         if incoming.refusal is not None:
             _, reason = incoming.refusal

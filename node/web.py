@@ -24,12 +24,15 @@ from starlette.routing import BaseRoute, Route
 from node.display import states_of, templates, verbs, views
 from node.errors import NotFound, PennodeError, Permanent
 from node.ledger import Ledger
+from node.peers import Listing, Peers
 from node.records import WORKER_SILENT_S, Job, JobState
+from node.settings import Listener
 from node.signin import Door, Guard, Session, form, own_page, security_headers
 
 PAGE_SIZE = 50
 # A worker not heard of for a day has gone; one silent for two minutes deserves a look.
 WORKERS_SHOWN_S = 24 * 3600.0
+REJECTED_SHOWN_S = 24 * 3600.0
 
 
 class Component(NamedTuple):
@@ -61,6 +64,7 @@ def create_app(
     allowed_hosts: Sequence[str] = (),
     link_token: str = "",
     more: Sequence[BaseRoute] = (),
+    peers: Peers | None = None,
 ) -> Starlette:
     """Build the site.
 
@@ -80,18 +84,22 @@ def create_app(
         What ``/?token=`` takes, once; empty: `token` itself. One of its own keeps `token` out of logs and histories.
     more
         What else is served on this port, and looks after its own sign-in.
+    peers
+        Who may open associations; without them, nobody is listed.
     """
     door = Door(token, link_token or token, now)
-    site = _Site(ledger, door, health, now)
+    site = _Site(ledger, door, health, now, peers or Peers(Listener(), ()))
     return Starlette(
         routes=[
             Route("/", site.jobs),
             Route("/jobs/{job_id}", site.job),
             Route("/jobs/{job_id}/{verb}", form(site.change), methods=["POST"]),
+            Route("/peers", site.peers),
             Route("/login", site.login),
             Route("/login", form(site.sign_in), methods=["POST"]),
             Route("/logout", form(site.sign_out), methods=["POST"]),
             Route("/health", site.health),
+            Route("/api/peers", site.api_peers),
             Route("/api/jobs", site.api_jobs),
             Route("/api/jobs/{job_id}", site.api_job),
             Route("/api/jobs/{job_id}/{verb}", site.api_change, methods=["POST"]),
@@ -109,8 +117,11 @@ class _SignedOut(HTTPException):
 class _Site:
     """The endpoints, and what they need."""
 
-    def __init__(self, ledger: Ledger, door: Door, health: Callable[[], Health], now: Callable[[], float]) -> None:
+    def __init__(
+        self, ledger: Ledger, door: Door, health: Callable[[], Health], now: Callable[[], float], peers: Peers
+    ) -> None:
         self._ledger = ledger
+        self._peers = peers
         self._door = door
         self._health = health
         self._now = now
@@ -156,6 +167,7 @@ class _Site:
             workers=self._ledger.workers(self._now() - WORKERS_SHOWN_S),
             busy={job.worker: job for job in self._ledger.jobs(states=[JobState.RUNNING])},
             silent_s=WORKER_SILENT_S,
+            rejected=[c for c in self._ledger.callers() if c.rejected and c.last_at > self._now() - REJECTED_SHOWN_S],
             health=self._health(),
         )
 
@@ -172,6 +184,13 @@ class _Site:
             deliveries=self._ledger.deliveries(job.id),
             verbs=verbs(job),
         )
+
+    def peers(self, request: Request) -> Response:
+        """Show who may open associations, who tried, and the settings that would let them in."""
+        return self._page(request, "peers.html", session=self._signed_in(request), listing=self._listing())
+
+    def _listing(self) -> Listing:
+        return self._peers.listing(self._ledger.callers(), self._ledger.contacts())
 
     def change(self, request: Request, fields: dict[str, str]) -> Response:
         """Retry or cancel a job, then show it."""
@@ -240,6 +259,11 @@ class _Site:
         listed = [job.to_json() for job in jobs]
         receiving = len(self._ledger.receiving())
         return JSONResponse({"jobs": listed, "counts": self._ledger.counts(), "receiving": receiving})
+
+    def api_peers(self, request: Request) -> Response:
+        """Answer peers as last seen, and callers that are none."""
+        self._authorised(request)
+        return JSONResponse(self._listing().to_json())
 
     def api_job(self, request: Request) -> Response:
         """Answer one job with its journal and deliveries."""

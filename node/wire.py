@@ -51,6 +51,7 @@ class Wire:
         self._readable.register(connection, select.POLLIN)
         self.ending = False
         self.established = False
+        self.received = 0  # bytes so far
         self._rest_since = self._busy_since = clock()  # connected, or last answered; last received
         self._pdu, self._pdu_since = -1, 0.0
         self._message = -1
@@ -78,6 +79,7 @@ class Wire:
             if not count:
                 raise Gone
             parser.received(count)
+            self.received += count
             self._window_bytes += count
             self._busy_since = self._clock()
             return

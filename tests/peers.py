@@ -208,6 +208,13 @@ def storescp(folder: Path, ae_title: str = "STORESCP") -> Iterator[int]:
         yield port
 
 
+def dcmtk(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run one of DCMTK's tools to its end."""
+    tool, environment = program(name, "dcmtk"), os.environ | {"TCP_NODELAY": "1"}
+    command = [tool, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
 def dciodvfy(path: Path) -> list[str]:
     """Return the errors that dicom3tools' validator finds in a file."""
     tool = program("dciodvfy", "dicom3tools")

@@ -1,13 +1,15 @@
 """The ledger: the truth about every series, job and delivery."""
 
+from node.ledger.callers import CallerNotes
 from node.ledger.database import Database
 from node.ledger.deliveries import Deliveries
-from node.ledger.intake import Intake, Receipt, Recorded
+from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
+from node.ledger.recording import Receipt, Recorded
 from node.ledger.views import Views
 
 
-class Ledger(Intake, Jobs, Deliveries, Views):
+class Ledger(Intake, Jobs, Deliveries, Views, CallerNotes):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters

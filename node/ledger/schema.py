@@ -142,3 +142,26 @@ worker = Table(
     Column("device", Text, nullable=False),
     Column("model", Text, nullable=False),
 )
+
+# Listed peers as last seen.
+peer = Table(
+    "peer",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("address", String(64), nullable=False),
+    Column("associations", BigInteger, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
+# The latest callers that were rejected, or let in without being listed; `node.callers` bounds their number.
+caller = Table(
+    "caller",
+    metadata,
+    Column("calling_ae", String(16), primary_key=True),
+    Column("called_ae", String(16), primary_key=True),
+    Column("address", String(64), primary_key=True),
+    Column("rejected", Text, nullable=False),
+    Column("times", BigInteger, nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("last_at", Float, nullable=False),
+)

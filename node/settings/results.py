@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from node.settings.base import AETitle, Section
+from node.settings.base import AETitle, Section, Secured
 
 
 class Seg(Section):
@@ -16,7 +16,7 @@ class Seg(Section):
     omit_empty_frames: bool = True
 
 
-class Destination(Section):
+class Destination(Secured):
     """A PACS that takes results by C-STORE."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")

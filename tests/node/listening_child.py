@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from node.ledger import Ledger
 from node.listener import Door
@@ -12,15 +15,18 @@ from node.settings import Listener
 from node.spool import Spool
 
 
-def main(folder: Path) -> None:
-    """Listen; state below `folder`, whose ledger is migrated."""
+def main(folder: Path, files: int = 0, **settings: Any) -> None:
+    """Listen; state below `folder`, whose ledger is migrated. `files`: how many this process may open; 0: as given."""
     spool = Spool(folder / "spool")
     spool.prepare()
     ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
-    door = Door(ledger, spool, Listener(port=0, free_floor_mb=0), changed=lambda: None)
-    print(door.start()[1], flush=True)
+    door = Door(ledger, spool, Listener(port=0, free_floor_mb=0, **settings), changed=lambda: None)
+    port = door.start()[1]
+    if files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    print(port, flush=True)
     threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), **json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,8 +71,15 @@ class Site:
             for member in self.ledger.series_instances(series.series_uid)
         }
 
-    def temporary(self) -> list[str]:
-        return [path.name for path in (self.spool.root / "tmp").iterdir()]
+    def begun(self) -> list[str]:
+        """The files that objects are being received into: with a passing name, or open with something in them."""
+        folder = self.spool.root / "tmp"
+        found = [str(path) for path in folder.iterdir()]
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()).startswith(f"{folder}/") and link.stat().st_size:
+                    found.append(str(link.readlink()))
+        return found
 
 
 @contextlib.contextmanager

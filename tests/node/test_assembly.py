@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from pydicom import uid
 
 from node.assembly import Assembler, Evidence, seal_reason, weigh
+from node.errors import NotFound
 from node.ledger import Ledger
-from node.records import Instance, JobState
+from node.records import Instance, JobState, input_digest
 from node.selection import Verdict
 from node.settings import Assembly
 from tests.node.making import SERIES, T0, instance
@@ -97,12 +99,18 @@ class Site:
 
     def __init__(self, ledger: Ledger) -> None:
         self.open: set[str] = set()
+        self.lost: set[str] = set()
         self.seals = 0
         self.ledger = ledger
-        self.assembler = Assembler(ledger, RULES, self.open.__contains__, self.judge, sealed=self.count)
+        self.assembler = Assembler(ledger, RULES, self.open.__contains__, self.judge, self.digest, sealed=self.count)
 
     def judge(self, members) -> Verdict:
         return Verdict(len(members) >= 3, f"{len(members)} seen", "")
+
+    def digest(self, one) -> str:
+        if one.sop_uid in self.lost:
+            raise NotFound("gone")
+        return f"of {one.path}"
 
     def count(self) -> None:
         self.seals += 1
@@ -163,11 +171,23 @@ def test_an_image_between_look_and_seal_postpones_the_seal(site: Site) -> None:
         site.ledger.record(placed(5, 4.8 * 5))
         return judge(members)
 
-    hurried = Assembler(site.ledger, RULES, lambda _: False, late, sealed=site.count)
+    hurried = Assembler(site.ledger, RULES, lambda _: False, late, site.digest, sealed=site.count)
     hurried.tick(T0 + 5)
     assert site.seals == 0
     site.assembler.tick(T0 + 6)
     assert [j.instances for j in site.ledger.jobs()] == [5]
+
+
+def test_digests_are_found_before_the_seal_and_a_lost_file_does_not_hold_it_up(site: Site) -> None:
+    members = [replace(member, sha256="" if n < 3 else member.sha256) for n, member in enumerate(slices(5))]
+    for member in members:
+        site.ledger.record(member)
+    site.lost.add(members[1].sop_uid)
+    site.assembler.tick(T0 + 100)
+    held = {m.sop_uid: m.sha256 for m in site.ledger.series_instances(SERIES)}
+    expected = [f"of {members[0].path}", "", f"of {members[2].path}", members[3].sha256, members[4].sha256]
+    assert [held[m.sop_uid] for m in members] == expected
+    assert site.ledger.jobs()[0].input_digest == input_digest(held.items())
 
 
 def test_several_series_do_not_disturb_each_other(site: Site) -> None:

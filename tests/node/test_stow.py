@@ -242,7 +242,7 @@ def test_each_fault_is_told_for_its_part_and_costs_the_others_nothing(
     status, module, _ = site.post(related([first, bad, second]))
     assert (status, reasons(module), references(module)) == (202, [reason], list(good))
     assert site.held() == {name: data_set(one) for name, one in good.items()}
-    assert site.temporary() == []
+    assert site.begun() == []
     refusals = [r.getMessage() for r in caplog.records if r.getMessage().startswith("refused a")]
     assert len(refusals) == 2
     assert not any(secret in caplog.text for secret in ("Secretname", "PID-73519", TOKEN))

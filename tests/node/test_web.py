@@ -1,9 +1,11 @@
 """The admin page, over real HTTP, on a real ledger."""
 
 import contextlib
+import html
 import re
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
+from node.callers import Caller
 from node.ledger import Ledger
 from node.records import RESEARCH_NOTICE, Header, Instance, JobState, Result, Worker
 from node.web import PAGE_SIZE, Component, Health, create_app
@@ -327,6 +330,33 @@ def test_text_of_peers_is_never_markup(site: Site) -> None:
             assert "<img" not in page, path
             assert "<script>" not in page, path
             assert "\u202e" not in page, "the text must not turn its surroundings around"
+
+
+def test_callers_are_shown_with_lines_to_add_and_never_as_markup(site: Site) -> None:
+    hostile = "<img src=x>"
+    site.ledger.note_callers(
+        [
+            Caller("MR7", "PENNODE", "10.0.0.7", "no peer has this AE title", 4, T0 - 60, T0 - 5),
+            Caller(hostile, hostile, "10.0.0.8", hostile, 1, T0, T0 - 7),
+            Caller("LOCAL", "PENNODE", "127.0.0.1", "", 2, T0, T0 - 9),
+        ],
+        [],
+    )
+    with site.signed_in() as client:
+        assert "2 rejected" in client.get("/").text
+        page = client.get("/peers").text
+        for shown in ("<bdi>MR7</bdi> from 10.0.0.7", "no peer has this AE title", "4 ×", "5 s</time> ago", "let in"):
+            assert shown in page, shown
+        (block, *_) = re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
+        assert tomllib.loads(html.unescape(block)) == {
+            "peers": [{"name": "mr7", "ae_title": "MR7", "networks": ["10.0.0.7"]}]
+        }
+        assert "<img" not in page + client.get("/").text
+        listed = client.get("/api/peers", headers=BEARER).json()
+        assert [c["calling_ae"] for c in listed["callers"]] == ["MR7", hostile, "LOCAL"]
+    with site.client() as client:
+        assert client.get("/peers").status_code == 303
+        assert client.get("/api/peers").status_code == 401
 
 
 @pytest.mark.parametrize("job_id", ["unknown", "%00", "a'b", "%25", "x" * 500])
