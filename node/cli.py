@@ -87,6 +87,8 @@ def _run(config: Path | None, *, with_worker: bool) -> None:
             if name in addresses:
                 typer.echo(f"  {words}{addresses[name]}", err=True)
         typer.echo(f"  worker API  {addresses['api']}", err=True)
+        if "stow" in addresses:
+            typer.echo(f"  STOW-RS     {addresses['stow']}", err=True)
         if "sign_in" in addresses:
             typer.echo(f"  admin page  {addresses['sign_in']}", err=True)
         if not settings.destinations:

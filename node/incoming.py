@@ -20,12 +20,16 @@ _BEGINNING = 32768
 
 @dataclass(frozen=True)
 class Origin:
-    """Which association brings something: our number for it, the AE titles fit for a log line, the address."""
+    """Which association brings something: our number for it, the AE titles fit for a log line, the address.
+
+    `study_uid` is the study that all of it must belong to; empty: any.
+    """
 
     number: int
     calling_ae: str
     called_ae: str
     address: str
+    study_uid: str = ""
 
 
 class Incoming:

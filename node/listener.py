@@ -7,17 +7,19 @@ Success (0x0000) is answered only for an image that is flushed to disk and commi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from node.admission import Admission, Quota
 from node.callers import Callers
 from node.commitment import StorageCommitment
 from node.errors import ConfigurationError, LedgerUnavailable
 from node.gate import Entrance, Gate
+from node.incoming import Origin
 from node.ingest import House
 from node.ledger import Ledger
 from node.mpps import ProcedureSteps
@@ -70,7 +72,8 @@ class Door:
         self._check = check
         self._lock = threading.Lock()
         self._open: dict[int, set[str]] = {}
-        self._reception = Reception(ledger, spool, settings, self._on_joined, changed, now)
+        self._web_numbers = itertools.count(-1, -1)  # the servers count their associations upwards
+        self.reception = Reception(ledger, spool, settings, self._on_joined, changed, now)
         self._peers = Peers(settings, peers)
         self.callers = Callers(ledger.note_callers)
         self._services = services(
@@ -122,7 +125,7 @@ class Door:
         settings = self._settings
         if not fast:
             return StockServer(
-                settings, entrances, supported_contexts(), self._reception, self._judge, self._services,
+                settings, entrances, supported_contexts(), self.reception, self._judge, self._services,
                 self._on_opened, self._on_closed,
             )  # fmt: skip
         quota = Quota(
@@ -132,7 +135,7 @@ class Door:
             settings.max_waiting_per_peer,
         )
         house = House(
-            settings, supported_contexts(), self._reception, Admission(quota), self._judge, self._services,
+            settings, supported_contexts(), self.reception, Admission(quota), self._judge, self._services,
             self._on_opened, self._on_closed,
         )  # fmt: skip
         return Gate(settings.host, entrances, house)
@@ -167,8 +170,21 @@ class Door:
         with self._lock:
             return any(series_uid in brought for brought in self._open.values())
 
+    @contextlib.contextmanager
+    def web_association(self, calling_ae: str, address: str, study_uid: str = "") -> Iterator[Origin]:
+        """Let a web request that stores be an association while the block runs: its end stands for the release.
+
+        `study_uid` is the study that all it brings must belong to; empty: any.
+        """
+        number = next(self._web_numbers)
+        self._on_opened(number)
+        try:
+            yield Origin(number, calling_ae, self._settings.ae_title, address, study_uid)
+        finally:
+            self._on_closed(number)
+
     def associations(self) -> int:
-        """Return how many associations are open."""
+        """Return how many associations are open, web requests that store among them."""
         with self._lock:
             return len(self._open)
 

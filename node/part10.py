@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import uid
 
+from node.errors import InvalidInstance
+
 # Who wrote the file. pydicom's, as long as pennode has no root of its own.
 _IMPLEMENTATION_UID = str(uid.PYDICOM_IMPLEMENTATION_UID)
 _IMPLEMENTATION_VERSION = "PENNODE"
 # File Meta Information Group Length comes first, and what it counts begins behind its value.
-_START = bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 0, b"UL", 4)
+_PREFIX = bytes(128) + b"DICM"
+_START = _PREFIX + struct.pack("<HH2sH", 2, 0, b"UL", 4)
 _META_AT = len(_START) + 4
+_GROUP = b"\2\0"
+# What a head may measure with all private information in it.
+MAX_HEAD = 65536
+_LONG_VR = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+_NEEDED = {
+    0x0002: "Media Storage SOP Class UID",
+    0x0003: "Media Storage SOP Instance UID",
+    0x0010: "Transfer Syntax UID",
+}
+_RESEND = "send DICOM files (PS3.10 section 7.1), each whole"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the head of a file says, unchecked, and its length in bytes: there the data set begins."""
+
+    sop_class_uid: str
+    sop_uid: str
+    transfer_syntax_uid: str
+    length: int
 
 
 def file_head(sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_ae: str = "") -> bytes:
@@ -66,3 +90,49 @@ def _element(element: int, vr: bytes, text: str) -> bytes:
     if len(value) % 2:
         value += b"\0" if vr == b"UI" else b" "
     return struct.pack("<HH2sH", 2, element, vr, len(value)) + value
+
+
+def read_head(data: bytes) -> Head | None:
+    """Read the head of a file of which `data` is the beginning; None: more of it is needed, up to `MAX_HEAD` bytes.
+
+    Raises
+    ------
+    InvalidInstance
+        There is no preamble with its prefix, or the file meta information is malformed, too long, or lacks a UID.
+    """
+    if data[128 : len(_PREFIX)] != b"DICM"[: max(0, len(data) - 128)]:
+        raise InvalidInstance("it does not begin as a DICOM file does", _RESEND)
+    values, position, end = dict[int, bytes](), len(_PREFIX), 0
+    while position != end:
+        # The group length, where it is given, has the word: a deflated data set may begin with anything.
+        if not end and data[position : position + 2] not in (b"", b"\2", _GROUP):
+            break
+        found = _read_element(data, position)
+        if found is None:
+            if len(data) >= MAX_HEAD:
+                raise InvalidInstance("its file meta information is too long", _RESEND)
+            return None
+        element, value, position = found
+        if element == 0 and not values:
+            end = position + int.from_bytes(value, "little")
+        if end and not position <= end <= MAX_HEAD:
+            raise InvalidInstance("its file meta information has not the length that it says, or is too long", _RESEND)
+        values[element] = value
+    texts = {e: values.get(e, b"").decode("ascii", "replace").rstrip("\0 ") for e in _NEEDED}
+    for element, text in texts.items():
+        if not text:
+            raise InvalidInstance(f"its file meta information lacks {_NEEDED[element]}", _RESEND)
+    return Head(texts[0x0002], texts[0x0003], texts[0x0010], position)
+
+
+def _read_element(data: bytes, position: int) -> tuple[int, bytes, int] | None:
+    """Return number, value and end of the element of group 2 that begins at `position`; None: it is not all there."""
+    header = data[position : position + 12]
+    if header[:2] != _GROUP[: len(header)] or not (len(header) < 6 or header[4:6].isupper()):
+        raise InvalidInstance("its file meta information is malformed", _RESEND)
+    size = 12 if header[4:6] in _LONG_VR else 8
+    if len(header) < size:
+        return None
+    start = position + size
+    end = start + int.from_bytes(header[8:12] if size == 12 else header[6:8], "little")
+    return (int.from_bytes(header[2:4], "little"), data[start:end], end) if end <= len(data) else None

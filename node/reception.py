@@ -155,6 +155,9 @@ class Reception:
         if identity.sop_uid != incoming.sop_uid or identity.sop_class_uid != incoming.sop_class_uid:
             incoming.refuse(statuses.DATA_SET_DOES_NOT_MATCH, "the data set is another object than announced")
             return statuses.DATA_SET_DOES_NOT_MATCH
+        if incoming.origin.study_uid not in ("", identity.study_uid):
+            incoming.refuse(statuses.DATA_SET_DOES_NOT_MATCH, "the data set is of another study than announced")
+            return statuses.DATA_SET_DOES_NOT_MATCH
         # From here on the series waits for this association's end, should its seal be near.
         self._joined(incoming.origin.number, identity.series_uid)
         # Each association's own thread flushes its own file: the file system joins what is flushed at the same time.

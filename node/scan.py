@@ -39,16 +39,13 @@ _PLAIN: dict[int, bytes] = {
     0x00280030: b"DS",
 }  # fmt: skip
 _NESTED = frozenset({0x00180012, 0x52009229, 0x52009230})
-<<<<<<< HEAD
 _STOP = _PIXELS | _NESTED
-=======
 # Numbers as PS3.5 section 6.2 has them. int() and float() take more, "1_0" for one, and of that pydicom takes a part.
 _DECIMAL = rb" *[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
 _FORMS = {
     b"IS": re.compile(rb" *[+-]?[0-9]{1,12} *|[ \0]*"),
     b"DS": re.compile(rb"(?:%(one)b(?:\\%(one)b)*)?\0?| *" % {b"one": _DECIMAL}),
 }
->>>>>>> fuzz
 _CODECS = {b"": "latin-1", b"ISO_IR 6": "latin-1", b"ISO_IR 100": "latin-1", b"ISO_IR 192": "utf-8"}
 
 

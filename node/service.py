@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from pydantic import SecretStr
+from starlette.routing import Route
 
 from node.api import WorkerApi
 from node.api import create_app as create_api
@@ -37,7 +38,9 @@ from node.reporter import Reporter
 from node.retention import Caretaker
 from node.selection import Verdict, select_series
 from node.settings import Settings
+from node.signin import STOW_PATH
 from node.spool import Spool
+from node.stow import OriginServer
 from node.tls import client_context
 from node.web import Component, Health
 from node.web import create_app as create_web
@@ -168,13 +171,23 @@ class Node:
                 health=partial(self._health, ledger, spool, door),
                 allowed_hosts=(settings.web.host, *settings.web.allowed_hosts),
                 link_token=link,
+                more=self._stow(door),
             )
             self._servers["web"] = HttpServer(site, settings.web.host, settings.web.port, "web", self._on_broken)
             stack.callback(self._servers["web"].stop)
             self.addresses["web"] = self._servers["web"].url
+            if settings.web.stow:
+                self.addresses["stow"] = f"{self.addresses['web']}{STOW_PATH}"
             self.addresses["sign_in"] = f"{self.addresses['web']}/?token={link}"
         for server in self._servers.values():
             server.start()
+
+    def _stow(self, door: Door) -> Sequence[Route]:
+        web = self.settings.web
+        if not web.stow:
+            return ()
+        token = _token(web.stow_token, web.stow_token_file, self.settings.state_dir / "stow.token")
+        return OriginServer(door, web, self.settings.listener, token).routes()
 
     def _health(self, ledger: Ledger, spool: Spool, door: Door) -> Health:
         try:

@@ -11,6 +11,8 @@ UNRECOGNISED_OPERATION = 0x0211
 OUT_OF_RESOURCES = 0xA700
 DATA_SET_DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+# A Failure Reason of STOW-RS (PS3.18 table I.2-2); C-STORE needs none, its transfer syntax has been negotiated.
+TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
 
 # DIMSE-N statuses (PS3.7 annex C); some are reasons in a storage commitment's report as well (PS3.3 C.14.1.1).
 INVALID_ATTRIBUTE_VALUE = 0x0106

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from node.display import states_of, templates, verbs, views
 from node.errors import NotFound, PennodeError, Permanent
@@ -63,6 +63,7 @@ def create_app(
     now: Callable[[], float] = time.time,
     allowed_hosts: Sequence[str] = (),
     link_token: str = "",
+    more: Sequence[BaseRoute] = (),
     peers: Peers | None = None,
 ) -> Starlette:
     """Build the site.
@@ -81,6 +82,8 @@ def create_app(
         Names this site answers to, beside ``localhost`` and any bare IP address.
     link_token
         What ``/?token=`` takes, once; empty: `token` itself. One of its own keeps `token` out of logs and histories.
+    more
+        What else is served on this port, and looks after its own sign-in.
     peers
         Who may open associations; without them, nobody is listed.
     """
@@ -102,6 +105,7 @@ def create_app(
             Route("/api/jobs/{job_id}", site.api_job),
             Route("/api/services", site.api_services),
             Route("/api/jobs/{job_id}/{verb}", site.api_change, methods=["POST"]),
+            *more,
         ],
         middleware=[Middleware(Guard, names=frozenset({"localhost", *(h.lower() for h in allowed_hosts)}))],
         exception_handlers={PennodeError: site.failed, HTTPException: site.refused, 500: site.broken},

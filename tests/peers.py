@@ -14,7 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,15 @@ def program(name: str, package: str) -> str:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+    return found
+
+
+def library(name: str, package: str) -> Path:
+    """Return the path of a plugin below ``/usr/share``, or skip (in CI: fail) saying which package holds it."""
+    found = Path("/usr/share") / name
+    if not found.exists():
+        reason = f"{name} is not installed (Debian package {package})"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     return found
 
 
@@ -171,8 +180,11 @@ class Orthanc:
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path) -> Iterator[Orthanc]:
-    """Run Orthanc below `folder`, storing in memory-less SQLite with the class of every object accepted."""
+def orthanc(folder: Path, dicomweb: Mapping[str, object] | None = None) -> Iterator[Orthanc]:
+    """Run Orthanc below `folder`, storing in memory-less SQLite with the class of every object accepted.
+
+    `dicomweb` names the DICOMweb servers that its plugin knows; None: the plugin is not loaded.
+    """
     binary, log = program("Orthanc", "orthanc"), folder / "orthanc.log"
     folder.mkdir(parents=True, exist_ok=True)
     dicom_port, http_port = free_port(), free_port()
@@ -182,6 +194,9 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
         "AuthenticationEnabled": False, "DicomCheckCalledAet": False, "UnknownSopClassAccepted": True,
         "OverwriteInstances": True, "Plugins": [],
     }  # fmt: skip
+    if dicomweb is not None:
+        plugin = library("orthanc/plugins/libOrthancDicomWeb.so", "orthanc-dicomweb")
+        configuration |= {"Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Servers": dicomweb}}
     (folder / "orthanc.json").write_text(json.dumps(configuration))
     with running([binary, str(folder / "orthanc.json")], log) as process:
         wait_for_port(http_port, process, log)

@@ -11,7 +11,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import pydicom
 import pytest
+from dicomweb_client.api import DICOMwebClient
 from pydicom.uid import MRImageStorage
 from pynetdicom import AE
 from pynetdicom.presentation import build_context
@@ -272,6 +274,21 @@ def test_a_broken_ledger_is_one_line(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "the ledger does not answer" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_series_that_comes_by_stow_is_sealed_when_its_request_ends(tmp_path: Path, phantom: list[Path]) -> None:
+    with site(tmp_path, PENNODE_WEB_STOW="true") as here:
+        here.start_node()
+        url = json.loads((here.state / "node.json").read_text())["stow"]
+        token = (here.state / "stow.token").read_text()
+        assert (here.state / "stow.token").stat().st_mode & 0o777 == 0o600
+        client = DICOMwebClient(url, headers={"Authorization": f"Bearer {token}"})
+        client.store_instances([pydicom.dcmread(path) for path in phantom])
+        (job,) = until(lambda: here.jobs() or None, "the series is sealed")
+        reasons = [entry.text for entry in here.ledger.journal(job.id)]
+        assert (job.calling_ae, job.instances) == ("STOW", len(phantom))
+        assert any(reason.startswith(f"{len(phantom)} images: association released") for reason in reasons), reasons
+        assert token not in here.log("node")
 
 
 def test_redis_over_tls_is_verified(tmp_path: Path, certificate: tuple[Path, Path], phantom: list[Path]) -> None:
