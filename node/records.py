@@ -124,6 +124,8 @@ class Header:
     acquisition_number: int | None = None
     images_in_acquisition: int | None = None
     temporal_position: int | None = None
+    temporal_positions: int | None = None
+    concatenation_total: int | None = None
     number_of_frames: int = 1
     rows: int = 0
     columns: int = 0
