@@ -1,92 +1,47 @@
-"""When is a series complete? Nobody says so in C-STORE; evidence does, or in the end silence.
+"""When is a series complete? Nobody says so in C-STORE: evidence does, or in the end silence.
 
-Strong evidence (the association is released and the images that came form a whole) seals after a short `settle_s`.
-Without it a series is sealed after `quiet_s` of silence. A late image opens the next revision, so a seal that came too
-early costs time, never an image.
+`node.weighing` gathers the evidence, `node.patience` says how long a series waits by it: strong evidence seals after
+`settle_s`, weak evidence after a silence that is unusual for the sender, evidence that something is missing after
+`patience_s`. A late image opens the next revision, so a seal that came too early costs time, never an image.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+from node.census import Census, Wanted
+from node.evidence import Evidence, Strength, Weighing, strength
 from node.ledger import Ledger
-from node.records import Instance, Series
+from node.patience import Wait, wait_for
+from node.records import Instance, PerformedSeries, Series
+from node.rhythm import longest_gaps, quiet_period
 from node.selection import Verdict
 from node.settings import Assembly
+from node.weighing import weigh, weigh_association, weigh_count, weigh_performed
 
 log = logging.getLogger(__name__)
 
-# Positions in a header are decimal strings, often with six digits; gaps differ by far more when a slice is missing.
-_POSITION_TOLERANCE_MM = 0.05
-_RELATIVE_GAP_TOLERANCE = 0.05
+# MPPS and the clock do not wake us.
+_ROUND_S, _SHORTEST_S, _IDLE_S = 0.5, 0.02, 5.0
+# A sender that paused within this very series may pause so much longer again.
+_PAUSES = 2.0
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the received images themselves say of being all."""
+class _Images:
+    """What is known of a series as long as no further image comes."""
 
-    strong: bool
-    reason: str
+    counted: int
+    sop_uids: frozenset[str]
+    pieces: tuple[Evidence, ...]
+    longest_gaps: Mapping[str, float]
 
-
-def weigh(members: Sequence[Instance]) -> Evidence:
-    """Weigh whether these instances look like a whole series."""
-    if len(members) == 1 and members[0].header.number_of_frames > 1:
-        return Evidence(True, f"one multi-frame object of {members[0].header.number_of_frames} frames")
-    if len(members) < 2:
-        return Evidence(False, "a single image")
-    numbers = [m.header.instance_number for m in members]
-    present = sorted(n for n in numbers if n is not None)
-    if len(present) < len(members):
-        return Evidence(False, "instance numbers are missing")
-    if len(set(present)) < len(present):
-        return Evidence(False, "instance numbers repeat")
-    if present[-1] - present[0] + 1 != len(present):
-        missing = next(a + 1 for a, b in pairwise(present) if b != a + 1)
-        return Evidence(False, f"instance number {missing} is missing between {present[0]} and {present[-1]}")
-    if present[0] not in (0, 1):
-        return Evidence(False, f"instance numbers begin at {present[0]}")
-    expected = max((m.header.images_in_acquisition or 0) for m in members)
-    if expected > len(members):
-        return Evidence(False, f"Images in Acquisition says {expected}")
-    gap = _irregular(members)
-    if gap:
-        return Evidence(False, gap)
-    return Evidence(True, f"instance numbers {present[0]} to {present[-1]} and slice positions are contiguous")
-
-
-def _irregular(members: Sequence[Instance]) -> str:
-    """Say what keeps the slice positions from being evenly spaced; '' when they are."""
-    headers = [m.header for m in members]
-    if any(len(h.position) != 3 or len(h.orientation) != 6 for h in headers):
-        return "slice positions are missing"
-    rx, ry, rz, cx, cy, cz = headers[0].orientation
-    normal = (ry * cz - rz * cy, rz * cx - rx * cz, rx * cy - ry * cx)
-    places = sorted({round(sum(n * p for n, p in zip(normal, h.position, strict=True)), 3) for h in headers})
-    if len(places) < 2:
-        return "all images lie at one position"
-    gaps = [b - a for a, b in pairwise(places)]
-    typical = sorted(gaps)[len(gaps) // 2]
-    tolerance = max(_POSITION_TOLERANCE_MM, _RELATIVE_GAP_TOLERANCE * typical)
-    if any(abs(gap - typical) > tolerance for gap in gaps):
-        return f"slice positions are uneven: gaps of {min(gaps):.2f} to {max(gaps):.2f} mm"
-    return ""
-
-
-def seal_reason(silent_s: float, association_open: bool, evidence: Evidence, rules: Assembly) -> str:
-    """Return why a series may be sealed now, after `silent_s` seconds without an image; '' when it may not."""
-    if association_open:
-        if silent_s >= rules.open_s:
-            return f"nothing came for {rules.open_s:g} s on an open association ({evidence.reason})"
-        return ""
-    if evidence.strong and silent_s >= rules.settle_s:
-        return f"association released, {evidence.reason}"
-    if silent_s >= rules.quiet_s:
-        return f"nothing came for {rules.quiet_s:g} s ({evidence.reason})"
-    return ""
+    @property
+    def pause_s(self) -> float:
+        """The longest wait so far for a further image."""
+        return max(self.longest_gaps.values(), default=0.0)
 
 
 class Assembler:
@@ -100,6 +55,10 @@ class Assembler:
         Selection, with its rules.
     sealed
         Called after each seal, so that dispatch need not wait for its next round.
+    performed
+        Returns what MPPS says of a series, if anything.
+    censuses
+        By calling AE title, who is asked how many images of a series there are.
     """
 
     def __init__(
@@ -109,38 +68,93 @@ class Assembler:
         is_open: Callable[[str], bool],
         judge: Callable[[Sequence[Instance]], Verdict],
         sealed: Callable[[], None],
+        *,
+        performed: Callable[[str], PerformedSeries | None],
+        censuses: Mapping[str, Census],
     ) -> None:
         self._ledger = ledger
         self._rules = rules
         self._is_open = is_open
         self._judge = judge
         self._sealed = sealed
-        self._weighed: dict[str, tuple[int, Evidence]] = {}
+        self._performed = performed
+        self._censuses = censuses
+        self._images: dict[str, _Images] = {}
+        self._noted: dict[str, Weighing] = {}
+        self._usual: dict[str, float] = {}  # quiet periods by calling AE title
 
     def tick(self, now: float) -> float:
         """Seal what is complete; return the seconds until it is worth looking again."""
         series = self._ledger.receiving()
-        self._weighed = {s.series_uid: self._weighed[s.series_uid] for s in series if s.series_uid in self._weighed}
-        for item in series:
-            if now - item.last_at >= min(self._rules.settle_s, self._rules.quiet_s):
-                self._consider(item, now)
-        return 0.1 if series else 5.0
+        uids = {s.series_uid for s in series}
+        self._images = {uid: kept for uid, kept in self._images.items() if uid in uids}
+        self._noted = {uid: kept for uid, kept in self._noted.items() if uid in uids}
+        wanted: dict[str, dict[str, Wanted]] = {title: {} for title in self._censuses}
+        due = now + _ROUND_S
+        for seen in series:
+            # Nothing is ever sealed sooner; a series that is coming in is not weighed for each of its images.
+            look = seen.last_at + self._rules.settle_s
+            if now >= look:
+                look = self._consider(seen, wanted, now)
+            due = min(due, look)
+        for title, census in self._censuses.items():
+            census.want(wanted[title])
+        return max(_SHORTEST_S, due - now) if series else _IDLE_S
 
-    def _consider(self, seen: Series, now: float) -> None:
-        count, evidence = self._weighed.get(seen.series_uid, (0, Evidence(False, "")))
-        members: list[Instance] | None = None
-        if count != seen.instances:
+    def _consider(self, seen: Series, wanted: Mapping[str, dict[str, Wanted]], now: float) -> float:
+        """Weigh one series, seal it if its time has come, and return when that is."""
+        images, is_open, silent_s = self._look(seen), self._is_open(seen.series_uid), now - seen.last_at
+        told = weigh_performed(images.sop_uids, self._performed(seen.series_uid))
+        pieces = [piece for piece in (weigh_association(is_open), *images.pieces, told) if piece is not None]
+        quiet_s = self._quiet(images)
+        census = self._censuses.get(seen.calling_ae)
+        # Asked is who is silent for longer than before, where the rest of the evidence does not say that this was all.
+        silent = not is_open and silent_s >= min(images.pause_s, quiet_s / 2)
+        if census and silent and strength(pieces) is not Strength.STRONG:
+            wanted[seen.calling_ae][seen.series_uid] = Wanted(seen.study_uid, seen.last_at)
+            counted = weigh_count(len(images.sop_uids), seen.last_at, census.answer(seen.series_uid))
+            pieces += [counted] if counted else []
+        wait = wait_for(pieces, quiet_s, self._rules)
+        if silent_s >= wait.seconds:
+            self._seal(seen, pieces, wait, now)
+        else:
+            weighed = Weighing(
+                seen.series_uid, seen.revision + 1, tuple(pieces), f"waits for {wait.what}", seen.last_at,
+                seen.last_at + wait.seconds,
+            )  # fmt: skip
+            if self._noted.get(seen.series_uid) != weighed:
+                self._ledger.note_weighing(weighed)
+                self._noted[seen.series_uid] = weighed
+        return seen.last_at + wait.seconds
+
+    def _look(self, seen: Series) -> _Images:
+        known = self._images.get(seen.series_uid)
+        if known is None or known.counted != seen.instances:
             members = self._ledger.series_instances(seen.series_uid)
-            evidence = weigh(members)
-            self._weighed[seen.series_uid] = (seen.instances, evidence)
-        reason = seal_reason(now - seen.last_at, self._is_open(seen.series_uid), evidence, self._rules)
-        if not reason:
-            return
-        members = members or self._ledger.series_instances(seen.series_uid)
+            senders = dict.fromkeys((m.calling_ae for m in members), 0.0)
+            known = _Images(
+                seen.instances, frozenset(m.sop_uid for m in members), weigh(members), senders | longest_gaps(members)
+            )
+            self._images[seen.series_uid] = known
+        return known
+
+    def _quiet(self, images: _Images) -> float:
+        """Return the seconds of silence that are unusual for those who sent these images."""
+        for title in images.longest_gaps:
+            if title not in self._usual:
+                self._usual[title] = quiet_period(self._ledger.longest_gaps(title), self._rules)
+        usual = [self._usual[title] for title in images.longest_gaps]
+        return min(self._rules.quiet_s, max([*usual, _PAUSES * images.pause_s]))
+
+    def _seal(self, seen: Series, pieces: Sequence[Evidence], wait: Wait, now: float) -> None:
+        members = self._ledger.series_instances(seen.series_uid)
         verdict = self._judge(members)
         job_id = self._ledger.seal(
-            seen, members, reason, wanted=verdict.wanted, verdict=verdict.reason, next_step=verdict.next_step, now=now
-        )
+            seen, members, wait.reason, wanted=verdict.wanted, verdict=verdict.reason, next_step=verdict.next_step,
+            now=now, pieces=pieces,
+        )  # fmt: skip
         if job_id is not None:
-            log.info("sealed series=%s images=%d job=%s reason=%r", seen.series_uid, len(members), job_id, reason)
+            # What was learned of its senders may have changed.
+            self._usual.clear()
+            log.info("sealed series=%s images=%d job=%s reason=%r", seen.series_uid, len(members), job_id, wait.reason)
             self._sealed()

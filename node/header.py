@@ -41,7 +41,8 @@ _TAGS: list[Any] = [
     "FrameOfReferenceUID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "StudyDescription",
     "BodyPartExamined", "ContrastBolusAgent", "ContrastBolusAgentSequence", "SequenceName", "Manufacturer",
     "InstanceNumber", "AcquisitionNumber", "ImagesInAcquisition", "TemporalPositionIdentifier", "NumberOfFrames",
-    "NumberOfTemporalPositions", "InConcatenationTotalNumber", "Rows", "Columns", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
+    "NumberOfTemporalPositions", "InConcatenationTotalNumber", "Rows", "Columns", "ImageOrientationPatient",
+    "ImagePositionPatient", "PixelSpacing",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 

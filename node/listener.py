@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from node.admission import Admission, Quota
@@ -50,8 +51,8 @@ class Door:
         self._changed = changed
         self._check = check
         self._lock = threading.Lock()
-        self._open: dict[int, set[str]] = {}
-        self._reception = Reception(ledger, spool, settings, self._on_joined, changed, now)
+        self._open: dict[int, Counter[str]] = {}  # by association: how many images it brought of each series
+        self._reception = Reception(ledger, spool, settings, self._on_joined, self._on_nothing_new, changed, now)
         self._server: Gate | StockServer | None = None
         self.trouble = ""
 
@@ -110,7 +111,7 @@ class Door:
     def is_open(self, series_uid: str) -> bool:
         """Tell whether an association that brought images of this series is still there."""
         with self._lock:
-            return any(series_uid in brought for brought in self._open.values())
+            return any(brought[series_uid] > 0 for brought in self._open.values())
 
     def associations(self) -> int:
         """Return how many associations are open."""
@@ -119,13 +120,19 @@ class Door:
 
     def _on_opened(self, number: int) -> None:
         with self._lock:
-            self._open[number] = set()
+            self._open[number] = Counter()
 
     def _on_joined(self, number: int, series_uid: str) -> None:
         # A peer that went away right after its last byte is not there to be waited for.
         with self._lock:
             if number in self._open:
-                self._open[number].add(series_uid)
+                self._open[number][series_uid] += 1
+
+    def _on_nothing_new(self, number: int, series_uid: str) -> None:
+        # Who only repeats images of a series does not hold up its seal.
+        with self._lock:
+            if number in self._open:
+                self._open[number][series_uid] -= 1
 
     def _on_closed(self, number: int) -> None:
         with self._lock:

@@ -37,6 +37,7 @@ class _Arrival:
     incoming: Incoming
     instance: Instance
     outcome: int | PennodeError = statuses.OUT_OF_RESOURCES
+    is_new: bool = False
 
 
 class Reception:
@@ -46,6 +47,8 @@ class Reception:
     ----------
     joined
         Called with an association's number and a Series Instance UID before an image of that series is committed.
+    nothing_new
+        Called with the same after the commit, when the image was here already or was not kept.
     changed
         Called when a new image was committed.
     """
@@ -56,6 +59,7 @@ class Reception:
         spool: Spool,
         settings: Listener,
         joined: Callable[[int, str], None],
+        nothing_new: Callable[[int, str], None],
         changed: Callable[[], None],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -63,6 +67,7 @@ class Reception:
         self._spool = spool
         self._settings = settings
         self._joined = joined
+        self._nothing_new = nothing_new
         self._changed = changed
         self._now = now
         self._group: GroupCommit[_Arrival, int | PennodeError] = GroupCommit(self._commit)
@@ -169,7 +174,10 @@ class Reception:
             received_at=self._now(),
             header=identity.header,
         )
-        outcome = self._group.submit(_Arrival(incoming, instance))
+        arrival = _Arrival(incoming, instance)
+        outcome = self._group.submit(arrival)
+        if not arrival.is_new:
+            self._nothing_new(incoming.origin.number, identity.series_uid)
         if isinstance(outcome, PennodeError):
             raise outcome
         return outcome
@@ -199,7 +207,7 @@ class Reception:
                 named += arrivals
         answers = self._ledger.record_all([a.instance for a in named], self._settings.max_series_instances)
         for arrival, answer in zip(named, answers, strict=True):
-            arrival.outcome = self._settle(arrival.instance, answer)
+            arrival.outcome, arrival.is_new = self._settle(arrival.instance, answer), answer.receipt is Receipt.NEW
         if any(answer.receipt is Receipt.NEW for answer in answers):
             self._changed()
         return [arrival.outcome for arrival in batch]

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from node.api import WorkerApi
 from node.api import create_app as create_api
 from node.assembly import Assembler
+from node.census import censuses
 from node.configuration import secret
 from node.delivery import Courier, addresses
 from node.dispatch import Dispatcher, celery_publisher
@@ -112,13 +113,18 @@ class Node:
         def judge(members: Sequence[Instance]) -> Verdict:
             return select_series(members, settings.selection)
 
+        asked = censuses(settings, answered=lambda: self._wake("assembly"))
+        assembler = Assembler(
+            ledger, settings.assembly, door.is_open, judge, sealed=lambda: self._wake("dispatch"),
+            performed=lambda _series_uid: None, censuses=asked,
+        )  # fmt: skip
         parts: dict[str, Callable[[float], float]] = {
-            "assembly": Assembler(
-                ledger, settings.assembly, door.is_open, judge, sealed=lambda: self._wake("dispatch")
-            ).tick,
+            "assembly": assembler.tick,
             "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
             "retention": Caretaker(ledger, spool, settings.retention).tick,
         }
+        for census in asked.values():
+            parts[f"count at {census.name}"] = census.tick
         peers = addresses(settings)
         # The courier without a destination of its own says of the others' that nobody is named so any more.
         parts["delivery"] = Courier(ledger, spool, peers, settings.delivery, excluding=tuple(peers)).tick

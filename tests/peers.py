@@ -173,7 +173,7 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
         "Name": "test", "StorageDirectory": str(folder / "store"), "IndexDirectory": str(folder / "store"),
         "DicomAet": "ORTHANC", "DicomPort": dicom_port, "HttpPort": http_port, "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False, "DicomCheckCalledAet": False, "UnknownSopClassAccepted": True,
-        "OverwriteInstances": True, "Plugins": [],
+        "DicomAlwaysAllowFind": True, "OverwriteInstances": True, "Plugins": [],
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(configuration))
     with running([binary, str(folder / "orthanc.json")], log) as process:

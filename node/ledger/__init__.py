@@ -5,9 +5,10 @@ from node.ledger.deliveries import Deliveries
 from node.ledger.intake import Intake, Receipt, Recorded
 from node.ledger.jobs import Jobs
 from node.ledger.views import Views
+from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Views):
+class Ledger(Intake, Jobs, Deliveries, Weighings, Views):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters

@@ -90,6 +90,28 @@ job = Table(
     Index("ix_job_updated_at", "updated_at"),
 )
 
+# How each revision of a series was weighed last; `pieces` are [source, weight, text], `until` is 0 once it is sealed.
+weighing = Table(
+    "weighing",
+    metadata,
+    Column("series_uid", _UID, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("pieces", JSON, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("last_at", Float, nullable=False),
+    Column("until", Float, nullable=False),
+)
+
+# The longest gap between images of a series, of each that sent it: for the last series of each.
+rhythm = Table(
+    "rhythm",
+    metadata,
+    Column("calling_ae", String(16), primary_key=True),
+    Column("series_uid", _UID, primary_key=True),
+    Column("longest_s", Float, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
 result = Table(
     "result",
     metadata,

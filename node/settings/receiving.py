@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, IPvAnyNetwork
+from pydantic import Field, IPvAnyNetwork, model_validator
 
 from node.settings.base import AETitle, Port, Seconds, Section
 
@@ -43,13 +43,29 @@ class Peer(Section):
     networks: tuple[IPvAnyNetwork, ...] = Field((), description="addresses it may come from; empty: any")
     host: str = Field("", description="where it listens itself, for storage commitment and queries; empty: nowhere")
     port: Port = 104
+    count: bool = Field(
+        False,
+        description="ask it by C-FIND how many images of a series it has, where the images do not tell; not of a PACS"
+        " that forwards images while it is still receiving them",
+    )
+
+    @model_validator(mode="after")
+    def _count_needs_host(self) -> Self:
+        if self.count and not self.host:
+            raise ValueError("count asks the peer at its host: set host too, or leave count out")
+        return self
 
 
 class Assembly(Section):
     """When a series is complete."""
 
     settle_s: Seconds = Field(1.0, description="wait after the last image when the evidence is strong")
-    quiet_s: Seconds = Field(20.0, description="wait after the last image when the evidence is weak")
+    quiet_s: Seconds = Field(
+        20.0,
+        description="wait at most when the evidence is weak; what is usual with a peer is learned from its own series",
+    )
+    quiet_min_s: Seconds = Field(2.0, description="wait at least when the evidence is weak")
+    patience_s: Seconds = Field(60.0, description="wait when the evidence says that something is missing")
     open_s: Seconds = Field(120.0, description="wait for an association that stays open but sends nothing more")
 
 
