@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from node.evidence import Weight
 from node.logs import printable
 from node.records import FINISHED, JOB_MOVES, RESEARCH_NOTICE, UNFINISHED, DeliveryState, Job, JobState
 
@@ -32,6 +33,8 @@ DELIVERY_TONES: dict[DeliveryState, str] = {
     DeliveryState.FAILED: "bad",
     DeliveryState.CANCELLED: "calm",
 }
+
+EVIDENCE_TONES: dict[Weight, str] = {Weight.FOR: "good", Weight.AGAINST: "warn", Weight.NEUTRAL: "calm"}
 
 # Views of several states: what is under way, and what wants a person.
 VIEWS: dict[str, frozenset[JobState]] = {
@@ -86,6 +89,6 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(notice=RESEARCH_NOTICE, states=STATES, tones=DELIVERY_TONES)
+    environment.globals.update(notice=RESEARCH_NOTICE, states=STATES, tones=DELIVERY_TONES, weights=EVIDENCE_TONES)
     environment.filters.update(peer=lambda text: printable(text, 256), clock=clock, span=span)
     return environment

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger.database import Database
 from node.ledger.schema import rhythm, series, weighing
-from node.records import Instance, SeriesState
+from node.records import Instance, Job, SeriesState
 from node.rhythm import KEPT, longest_gaps
 
 _COLUMNS = [weighing.c[name] for name in Weighing.__dataclass_fields__]
@@ -32,6 +32,11 @@ class Weighings:
         with self._db.read() as connection:
             row = connection.execute(query).first()
         return None if row is None else _as_weighing(row)
+
+    def weighings_of(self, sealed: Job) -> list[Weighing]:
+        """Return how a job's revision was weighed, and how the next one is while it arrives."""
+        found = (self.weighing(sealed.series_uid, sealed.revision), self.weighings().get(sealed.series_uid))
+        return [one for one in found if one is not None]
 
     def weighings(self) -> dict[str, Weighing]:
         """Return, by Series Instance UID, how series that still arrive were weighed after their last image."""
