@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo up test check bench bench-ingest bench-node bench-patches clean
+.PHONY: demo up test check bench bench-assembly bench-ingest bench-node bench-patches clean
 demo: $(VENV)/.installed-run
 	@$(BIN)/pennode demo $(ARGS)
 
@@ -20,13 +20,16 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-node bench-ingest bench-patches
+bench: bench-node bench-ingest bench-assembly bench-patches
 
 bench-node: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 bench-ingest: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench_ingest $(ARGS)
+
+bench-assembly: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.bench_assembly $(ARGS)
 
 bench-patches: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench_patches $(ARGS)

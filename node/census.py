@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from node.errors import PeerRefused, PeerUnavailable
 from node.scu import Address, count_images
@@ -19,7 +20,7 @@ from node.weighing import Counted
 
 log = logging.getLogger(__name__)
 
-_ROUND_S = 0.25
+_ROUND_S = 0.5
 _TIMEOUT_S = 10.0
 # A question is asked again after 2 s, then twice as long each time, up to the longest.
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 30.0
@@ -52,6 +53,8 @@ class Census:
     ----------
     name
         How the settings call the peer.
+    asked
+        Called when there is something new to ask, so that the next round begins at once.
     answered
         Called after answers came, so that assembly looks again.
     """
@@ -60,12 +63,14 @@ class Census:
         self,
         name: str,
         peer: Address,
+        asked: Callable[[], None],
         answered: Callable[[], None],
         count: Count = count_images,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
         self._peer = peer
+        self._asked = asked
         self._answered = answered
         self._count = count
         self._clock = clock
@@ -83,7 +88,10 @@ class Census:
                     kept[uid] = before
                 else:  # more images came: what was answered is kept, and asked again at once
                     kept[uid] = _Question(one, answer=before.answer if before else None)
+            news = any(uid not in self._questions or self._questions[uid] is not q for uid, q in kept.items())
             self._questions = kept
+        if news:
+            self._asked()
 
     def answer(self, series_uid: str) -> Counted | None:
         """Return what was answered last; None: nothing yet."""
@@ -125,11 +133,16 @@ class Census:
                     question.answer = Counted(self.name, begun, trouble=trouble or "it was asked and left it out")
 
 
-def censuses(settings: Settings, answered: Callable[[], None]) -> dict[str, Census]:
-    """Return who is asked about series from which calling AE title; the first peer of a title counts."""
+def censuses(settings: Settings, wake: Callable[[str], None]) -> dict[str, Census]:
+    """Return who is asked about series from which calling AE title; the first peer of a title counts.
+
+    `wake` begins the next round of the loop of that name at once: "assembly", or that of a census, "count at NAME".
+    """
     found: dict[str, Census] = {}
     for peer in settings.peers:
         if peer.count and peer.ae_title not in found:
             address = Address(peer.ae_title, peer.host, peer.port, settings.listener.ae_title)
-            found[peer.ae_title] = Census(peer.name, address, answered)
+            found[peer.ae_title] = Census(
+                peer.name, address, partial(wake, f"count at {peer.name}"), partial(wake, "assembly")
+            )
     return found

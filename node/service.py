@@ -113,7 +113,7 @@ class Node:
         def judge(members: Sequence[Instance]) -> Verdict:
             return select_series(members, settings.selection)
 
-        asked = censuses(settings, answered=lambda: self._wake("assembly"))
+        asked = censuses(settings, self._wake)
         assembler = Assembler(
             ledger, settings.assembly, door.is_open, judge, sealed=lambda: self._wake("dispatch"),
             performed=lambda _series_uid: None, censuses=asked,

@@ -35,7 +35,7 @@ class Site:
         self.count: Callable[[], dict[str, int]] | None = None
         self.asked: list[float] = []
         self.now = T0
-        self.census = Census("pacs", PEER, lambda: None, count=self._count, clock=lambda: self.now)
+        self.census = Census("pacs", PEER, lambda: None, lambda: None, count=self._count, clock=lambda: self.now)
         self.assembler = self.restarted()
 
     def restarted(self, judge: Callable[..., Verdict] | None = None, **censuses: Census) -> Assembler:

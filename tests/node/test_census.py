@@ -49,7 +49,7 @@ def test_orthanc_tells_how_many_images_of_a_series_it_has(tmp_path: Path) -> Non
         assert send_files([describe(f) for f in images], peer, 10, lambda _f, _n: None) == []
         asked = {SERIES: STUDY, OTHER: STUDY, "1.2.3.404": STUDY}
         assert count_images(peer, asked, 10) == {SERIES: 3, OTHER: 2, "1.2.3.404": 0}
-        census = Census("orthanc", peer, lambda: None)
+        census = Census("orthanc", peer, lambda: None, lambda: None)
         census.want({SERIES: Wanted(STUDY, T0)})
         begun = time.time()
         census.tick(begun)
@@ -167,8 +167,11 @@ class Desk:
         self.now = T0
         self.numbers: dict[str, int] | Exception = {}
         self.asked: list[tuple[float, list[str]]] = []
-        self.woken = 0
-        self.census = Census("pacs", address(104), self.wake, count=self.count, clock=lambda: self.now)
+        self.woken = self.hurried = 0
+        self.census = Census("pacs", address(104), self.hurry, self.wake, count=self.count, clock=lambda: self.now)
+
+    def hurry(self) -> None:
+        self.hurried += 1
 
     def wake(self) -> None:
         self.woken += 1
@@ -205,7 +208,10 @@ def test_a_further_image_is_reason_to_ask_at_once_and_who_is_sealed_is_forgotten
     desk.census.want({SERIES: Wanted(STUDY, T0)})
     desk.run(20)
     asked = len(desk.asked)
+    desk.census.want({SERIES: Wanted(STUDY, T0)})
+    assert desk.hurried == 1
     desk.census.want({SERIES: Wanted(STUDY, T0 + 20)})
+    assert desk.hurried == 2
     assert desk.census.answer(SERIES) == Counted("pacs", T0 + 14, 3), "until it is answered anew"
     desk.run(0.5)
     assert len(desk.asked) == asked + 1
@@ -235,7 +241,7 @@ def test_trouble_is_said_once_and_costs_no_number_that_was_known(caplog: pytest.
 def test_a_crowd_is_asked_in_turns() -> None:
     desk = Desk()
     desk.census.want({f"1.2.{n}": Wanted(STUDY, T0) for n in range(80)})
-    desk.run(1)
+    desk.run(1.5)
     assert sorted(len(uids) for _, uids in desk.asked) == [16, 32, 32]
 
 
@@ -249,8 +255,11 @@ def test_only_peers_that_may_be_asked_are() -> None:
         ),
         listener={"ae_title": "SPINE"},
     )
-    found = censuses(settings, lambda: None)
+    woken: list[str] = []
+    found = censuses(settings, woken.append)
     assert {title: census.name for title, census in found.items()} == {"PACS": "pacs"}
     assert found["PACS"]._peer == Address("PACS", "h", 104, "SPINE")
+    found["PACS"].want({SERIES: Wanted(STUDY, T0)})
+    assert woken == ["count at pacs"]
     with pytest.raises(ValueError, match="set host too"):
         Settings(peers=({"name": "pacs", "ae_title": "PACS", "count": True},))
