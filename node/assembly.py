@@ -16,7 +16,7 @@ from node.evidence import Evidence, Strength, Weighing, strength
 from node.ledger import Ledger
 from node.patience import Wait, wait_for
 from node.records import Instance, PerformedSeries, Series
-from node.rhythm import longest_gaps, quiet_period
+from node.rhythm import Rhythm, is_piecemeal, longest_gaps, rhythm_of, usual_gap
 from node.selection import Verdict
 from node.settings import Assembly
 from node.weighing import weigh, weigh_association, weigh_count, weigh_performed
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 # MPPS and the clock do not wake us.
 _ROUND_S, _SHORTEST_S, _IDLE_S = 0.5, 0.02, 5.0
-# A sender that paused within this very series may pause so much longer again.
-_PAUSES = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,7 @@ class _Images:
     sop_uids: frozenset[str]
     pieces: tuple[Evidence, ...]
     longest_gaps: Mapping[str, float]
-
-    @property
-    def pause_s(self) -> float:
-        """The longest wait so far for a further image."""
-        return max(self.longest_gaps.values(), default=0.0)
+    piecemeal: bool
 
 
 class Assembler:
@@ -81,7 +75,8 @@ class Assembler:
         self._censuses = censuses
         self._images: dict[str, _Images] = {}
         self._noted: dict[str, Weighing] = {}
-        self._usual: dict[str, float] = {}  # quiet periods by calling AE title
+        self._usual: dict[str, float | None] = {}  # gaps by calling AE title
+        self._seen: dict[str, tuple[int, float]] = {}  # how many images, and since when
 
     def tick(self, now: float) -> float:
         """Seal what is complete; return the seconds until it is worth looking again."""
@@ -89,11 +84,12 @@ class Assembler:
         uids = {s.series_uid for s in series}
         self._images = {uid: kept for uid, kept in self._images.items() if uid in uids}
         self._noted = {uid: kept for uid, kept in self._noted.items() if uid in uids}
+        self._seen = {s.series_uid: self._first_seen(s, now) for s in series}
         wanted: dict[str, dict[str, Wanted]] = {title: {} for title in self._censuses}
         due = now + _ROUND_S
         for seen in series:
-            # Nothing is ever sealed sooner; a series that is coming in is not weighed for each of its images.
-            look = seen.last_at + self._rules.settle_s
+            # A series that is coming in is not weighed for each of its images. An answer should be here in time.
+            look = self._since(seen) + self._rules.settle_s / (2 if seen.calling_ae in self._censuses else 1)
             if now >= look:
                 look = self._consider(seen, wanted, now)
             due = min(due, look)
@@ -101,31 +97,39 @@ class Assembler:
             census.want(wanted[title])
         return max(_SHORTEST_S, due - now) if series else _IDLE_S
 
+    def _first_seen(self, seen: Series, now: float) -> tuple[int, float]:
+        before = self._seen.get(seen.series_uid)
+        return before if before is not None and before[0] == seen.instances else (seen.instances, now)
+
+    def _since(self, seen: Series) -> float:
+        """Return since when nothing came. While our own disk was slow, the sender waited for us."""
+        return max(seen.last_at, self._seen[seen.series_uid][1])
+
     def _consider(self, seen: Series, wanted: Mapping[str, dict[str, Wanted]], now: float) -> float:
         """Weigh one series, seal it if its time has come, and return when that is."""
-        images, is_open, silent_s = self._look(seen), self._is_open(seen.series_uid), now - seen.last_at
+        images, is_open, since = self._look(seen), self._is_open(seen.series_uid), self._since(seen)
+        rhythm = self._rhythm(images)
         told = weigh_performed(images.sop_uids, self._performed(seen.series_uid))
         pieces = [piece for piece in (weigh_association(is_open), *images.pieces, told) if piece is not None]
-        quiet_s = self._quiet(images)
         census = self._censuses.get(seen.calling_ae)
         # Asked is who is silent for longer than before, where the rest of the evidence does not say that this was all.
-        silent = not is_open and silent_s >= min(images.pause_s, quiet_s / 2)
+        silent = not is_open and now - since >= min(rhythm.pause_s, rhythm.quiet_s / 2)
         if census and silent and strength(pieces) is not Strength.STRONG:
             wanted[seen.calling_ae][seen.series_uid] = Wanted(seen.study_uid, seen.last_at)
             counted = weigh_count(len(images.sop_uids), seen.last_at, census.answer(seen.series_uid))
             pieces += [counted] if counted else []
-        wait = wait_for(pieces, quiet_s, self._rules)
-        if silent_s >= wait.seconds:
+        wait = wait_for(pieces, rhythm, self._rules)
+        if now - since >= wait.seconds:
             self._seal(seen, pieces, wait, now)
-        else:
+        elif now - since >= self._rules.settle_s:
             weighed = Weighing(
                 seen.series_uid, seen.revision + 1, tuple(pieces), f"waits for {wait.what}", seen.last_at,
-                seen.last_at + wait.seconds,
+                since + wait.seconds,
             )  # fmt: skip
             if self._noted.get(seen.series_uid) != weighed:
                 self._ledger.note_weighing(weighed)
                 self._noted[seen.series_uid] = weighed
-        return seen.last_at + wait.seconds
+        return since + (wait.seconds if now - since >= self._rules.settle_s else self._rules.settle_s)
 
     def _look(self, seen: Series) -> _Images:
         known = self._images.get(seen.series_uid)
@@ -133,18 +137,19 @@ class Assembler:
             members = self._ledger.series_instances(seen.series_uid)
             senders = dict.fromkeys((m.calling_ae for m in members), 0.0)
             known = _Images(
-                seen.instances, frozenset(m.sop_uid for m in members), weigh(members), senders | longest_gaps(members)
-            )
+                seen.instances, frozenset(m.sop_uid for m in members), weigh(members), senders | longest_gaps(members),
+                is_piecemeal(members),
+            )  # fmt: skip
             self._images[seen.series_uid] = known
         return known
 
-    def _quiet(self, images: _Images) -> float:
-        """Return the seconds of silence that are unusual for those who sent these images."""
+    def _rhythm(self, images: _Images) -> Rhythm:
         for title in images.longest_gaps:
             if title not in self._usual:
-                self._usual[title] = quiet_period(self._ledger.longest_gaps(title), self._rules)
+                self._usual[title] = usual_gap(self._ledger.longest_gaps(title))
         usual = [self._usual[title] for title in images.longest_gaps]
-        return min(self._rules.quiet_s, max([*usual, _PAUSES * images.pause_s]))
+        own_s = max(images.longest_gaps.values(), default=0.0)
+        return rhythm_of(own_s, usual, self._rules, piecemeal=images.piecemeal)
 
     def _seal(self, seen: Series, pieces: Sequence[Evidence], wait: Wait, now: float) -> None:
         members = self._ledger.series_instances(seen.series_uid)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from node.evidence import COUNTING, Evidence, Source, Strength, Weight, strength
+from node.rhythm import Rhythm
 from node.settings import Assembly
 
 
@@ -18,23 +19,25 @@ class Wait:
     reason: str
 
 
-def wait_for(pieces: Sequence[Evidence], quiet_s: float, rules: Assembly) -> Wait:
+def wait_for(pieces: Sequence[Evidence], rhythm: Rhythm, rules: Assembly) -> Wait:
     """Return how long to wait after the last image.
 
-    `quiet_s` is how long the peers that sent it may be silent within a series. Without a piece on associations, they
-    are taken as released.
+    Without a piece on associations, they are taken as released.
     """
     how = strength(pieces)
     said = {weight: [p for p in pieces if p.weight is weight] for weight in Weight}
     lacking = _words(said[Weight.AGAINST])
     others = _words([p for p in pieces if p.source is not Source.ASSOCIATION]) or "no evidence"
     if how is Strength.STRONG:
-        wait = Wait(rules.settle_s, "a moment without a further image", _words(_deciding(said[Weight.FOR])))
+        # Who opens an association for each image pauses between any two of a series that seems whole so far.
+        known = any(p.source in COUNTING or p.source is Source.FRAMES for p in said[Weight.FOR])
+        seconds = rules.settle_s if known else max(rules.settle_s, rhythm.pause_s)
+        wait = Wait(seconds, "a moment without a further image", _words(_deciding(said[Weight.FOR])))
     elif how is Strength.AGAINST:
-        seconds = max(rules.settle_s, rules.patience_s, quiet_s)
+        seconds = max(rules.settle_s, rules.patience_s, rhythm.quiet_s)
         wait = Wait(seconds, f"what is missing: {lacking}", f"incomplete: {lacking}; {_silence(seconds)}")
     else:
-        seconds = max(rules.settle_s, quiet_s)
+        seconds = max(rules.settle_s, rhythm.quiet_s)
         wait = Wait(seconds, "silence, as the evidence is weak", f"{_silence(seconds)} ({others})")
     is_open = any(p.source is Source.ASSOCIATION and p.weight is not Weight.FOR for p in pieces)
     made = how is Strength.STRONG and any(p.source is Source.MPPS for p in said[Weight.FOR])

@@ -173,6 +173,7 @@ class Reception:
             peer=incoming.origin.address,
             received_at=self._now(),
             header=identity.header,
+            association=incoming.origin.number,
         )
         arrival = _Arrival(incoming, instance)
         outcome = self._group.submit(arrival)

@@ -149,7 +149,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Instance:
-    """One received SOP instance: who sent it, where its bytes lie, and its header. Times in seconds since 1970."""
+    """One received SOP instance: who sent it, where its bytes lie, and its header. Times in seconds since 1970.
+
+    `association` numbers the one that brought it, within one run of the node.
+    """
 
     sop_uid: str
     sop_class_uid: str
@@ -164,6 +167,7 @@ class Instance:
     peer: str
     received_at: float
     header: Header = field(default_factory=Header)
+    association: int = 0
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,12 @@ def decided_by(weighed: Weighing) -> str:
     return "count at the sender" if Source.COUNT in sources else ", ".join(sources)
 
 
-def seals(ledger: Ledger, series_uid: str) -> list[float]:
-    """Return when each revision of a series was sealed, by the journal."""
-    jobs = [j for j in ledger.jobs(text=series_uid) if j.series_uid == series_uid]
-    return [e.at for e in ledger.journal(jobs[0].id) if e.after == "SEALED"] if jobs else []
+def seals(ledger: Ledger, arrival: Arrival) -> list[float] | None:
+    """Return when each revision of a series was sealed, by the journal; None until one has all images."""
+    jobs = [j for j in ledger.jobs(text=arrival.series_uid) if j.series_uid == arrival.series_uid]
+    if not any(j.instances == arrival.whole for j in jobs):
+        return None
+    return [e.at for e in ledger.journal(jobs[0].id) if e.after == "SEALED"]
 
 
 def run(here: Site, ledger: Ledger, port: int, number: int, case: Case, rounds: int) -> Found:
@@ -117,14 +119,7 @@ def run(here: Site, ledger: Ledger, port: int, number: int, case: Case, rounds: 
 
 def settle(ledger: Ledger, arrival: Arrival, found: Found) -> None:
     """Wait until a series is sealed with all of its images, and note how that came."""
-
-    def whole() -> list[float] | None:
-        jobs = ledger.jobs(text=arrival.series_uid)
-        if not any(j.instances == arrival.whole for j in jobs):
-            return None
-        return seals(ledger, arrival.series_uid)
-
-    at = until(whole, f"{arrival.series_uid} is sealed", 120)
+    at = until(lambda: seals(ledger, arrival), f"{arrival.series_uid} is sealed", 120)
     found.waits.append(at[-1] - arrival.last_at)
     found.early += len(at) - 1
     weighed = ledger.weighing(arrival.series_uid, len(at))

@@ -41,6 +41,7 @@ instance = Table(
     Column("peer", String(64), nullable=False),
     Column("received_at", Float, nullable=False),
     Column("header", JSON, nullable=False),
+    Column("association", Integer, nullable=False, server_default="0"),
 )
 
 series = Table(

@@ -101,7 +101,7 @@ def test_a_stopped_postgresql_is_unavailable_and_then_works_again(tmp_path_facto
 
 
 def test_an_instance_is_new_once_and_then_a_duplicate(any_ledger: Ledger) -> None:
-    one = instance(1, header={"position": (1.5, 2.0, -3.0), "image_type": ("ORIGINAL", "PRIMARY")})
+    one = instance(1, header={"position": (1.5, 2.0, -3.0), "image_type": ("ORIGINAL", "PRIMARY")}, association=7)
     assert any_ledger.record(one) is Receipt.NEW
     assert any_ledger.record(one) is Receipt.DUPLICATE
     assert any_ledger.series_instances(SERIES) == [one]
@@ -316,7 +316,7 @@ def test_how_a_series_was_weighed_is_kept_for_each_revision(any_ledger: Ledger) 
 def test_the_longest_gaps_of_the_last_series_of_each_sender_are_kept(any_ledger: Ledger) -> None:
     for n in range(KEPT + 10):
         for image in range(3):
-            any_ledger.record(instance(image, f"1.2.{n}", at=T0 + 10 * n + image * n / 100))
+            any_ledger.record(instance(image, f"1.2.{n}", at=T0 + 10 * n + image * n / 100, association=image))
         seal(any_ledger, f"1.2.{n}", now=T0 + 10 * n + 9)
     expected = [n / 100 for n in range(KEPT + 9, 9, -1)]
     assert any_ledger.longest_gaps("SCANNER") == pytest.approx(expected, abs=1e-4)
@@ -327,7 +327,7 @@ def test_a_single_image_teaches_nothing_and_a_further_revision_counts_once(any_l
     sealed(any_ledger, images=1)
     assert any_ledger.longest_gaps("SCANNER") == []
     for number, at in ((2, 30), (3, 31)):
-        any_ledger.record(instance(number, at=T0 + at))
+        any_ledger.record(instance(number, at=T0 + at, association=at))
         seal(any_ledger)
     assert any_ledger.longest_gaps("SCANNER") == [30]
 

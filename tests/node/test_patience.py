@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from node.evidence import Evidence, Source, Strength, Weight, strength
 from node.patience import wait_for
-from node.rhythm import longest_gaps, quiet_period
+from node.records import Instance
+from node.rhythm import Rhythm, is_piecemeal, longest_gaps, rhythm_of, usual_gap
 from node.settings import Assembly
 from tests.node.making import T0, instance
 
@@ -45,7 +46,7 @@ LISTED = piece(Source.MPPS, Weight.FOR, "all listed")
     ],
 )
 def test_reasons_in_words(pieces: list[Evidence], seconds: float, reason: str) -> None:
-    found = wait_for(pieces, 5.0, RULES)
+    found = wait_for(pieces, Rhythm(quiet_s=5.0, pause_s=0.0), RULES)
     assert (found.seconds, found.reason) == (seconds, reason)
     assert found.what
 
@@ -56,65 +57,110 @@ pieces = st.lists(
 rules = st.builds(
     Assembly, **{f"{name}_s": st.floats(0, 300) for name in ("settle", "quiet", "quiet_min", "patience", "open")}
 )
+rhythms = st.builds(Rhythm, quiet_s=st.floats(0, 20), pause_s=st.floats(0, 20)).filter(lambda r: r.pause_s <= r.quiet_s)
 
 
-@given(pieces, st.floats(0, 20), rules)
-def test_the_law_of_patience(some: list[Evidence], quiet_s: float, rules: Assembly) -> None:
+def test_who_sends_image_by_image_may_pause_unless_it_is_known_how_many_there_are() -> None:
+    slow = Rhythm(quiet_s=9.0, pause_s=4.0)
+    counted, one = piece(Source.COUNT, Weight.FOR), piece(Source.FRAMES, Weight.FOR)
+    waits = [wait_for([RELEASED, *some], slow, RULES).seconds for some in (WHOLE, [*WHOLE, LISTED], [counted], [one])]
+    assert waits == [4, 1, 1, 1]
+
+
+@given(pieces, rhythms, rules)
+def test_the_law_of_patience(some: list[Evidence], rhythm: Rhythm, rules: Assembly) -> None:
     closed = [p for p in some if p.source is not Source.ASSOCIATION]
-    wait = {how: wait_for([how, *closed], quiet_s, rules) for how in (RELEASED, OPEN)}
+    wait = {how: wait_for([how, *closed], rhythm, rules) for how in (RELEASED, OPEN)}
     # An open association never hastens, nothing seals before settle_s, and every wait ends.
     assert wait[OPEN].seconds >= wait[RELEASED].seconds >= rules.settle_s
-    assert wait[OPEN].seconds <= max(rules.settle_s, rules.patience_s, rules.open_s, quiet_s)
+    assert wait[OPEN].seconds <= max(rules.settle_s, rules.patience_s, rules.open_s, rhythm.quiet_s)
     # What speaks for it never slows, what speaks against it never hastens.
-    for source in Source:
-        others = [p for p in closed if p.source is not source]
-        ordered = [
-            wait_for([RELEASED, *others, piece(source, w)], quiet_s, rules).seconds
-            for w in (Weight.FOR, Weight.NEUTRAL, Weight.AGAINST)
-        ]
-        if source is not Source.ASSOCIATION:
-            assert ordered == sorted(ordered), source
-    assert (strength(some) is Strength.AGAINST) == wait_for(some, quiet_s, rules).reason.startswith("incomplete: ")
+    for source in set(Source) - {Source.ASSOCIATION}:
+        others = [RELEASED, *(p for p in closed if p.source is not source)]
+        weights = (Weight.FOR, Weight.NEUTRAL, Weight.AGAINST)
+        seconds = [wait_for([*others, piece(source, weight)], rhythm, rules).seconds for weight in weights]
+        assert seconds == sorted(seconds), source
+    assert (strength(some) is Strength.AGAINST) == wait_for(some, rhythm, rules).reason.startswith("incomplete: ")
 
 
 # -- rhythm
 
 
-def test_the_longest_gap_of_each_sender_is_that_before_its_own_image() -> None:
-    times = [("A", 0.0), ("A", 1.0), ("B", 4.0), ("B", 4.5), ("A", 6.0)]
-    members = [instance(n, calling_ae=ae, at=T0 + at) for n, (ae, at) in enumerate(times)]
+def brought(*times: tuple[str, int, float]) -> list[Instance]:
+    """Images by calling AE title, association and seconds."""
+    return [instance(n, calling_ae=ae, association=by, at=T0 + at) for n, (ae, by, at) in enumerate(times)]
+
+
+def test_only_waits_from_one_association_to_the_next_are_gaps() -> None:
+    members = brought(("A", 1, 0.0), ("A", 1, 9.0), ("A", 2, 10.0), ("B", 3, 13.0), ("B", 3, 33.0), ("A", 4, 34.5))
     for order in (members, members[::-1]):
         assert longest_gaps(order) == {"A": 1.5, "B": 3.0}
+    assert longest_gaps(members[:2]) == {"A": 0.0}
     assert longest_gaps(members[:1]) == longest_gaps([]) == {}
 
 
 @pytest.mark.parametrize(
-    ("longest", "quiet_s"),
+    ("associations", "piecemeal"),
     [
-        ([], 20),
-        ([0.1] * 19, 20),  # too few to tell
-        ([0.1] * 20, 2),  # never less than quiet_min_s
-        ([1.5] * 20, 3),
-        ([1.5] * 19 + [4.0], 8),
-        ([1.5] * 49 + [4.0], 3),  # one in fifty may be odd
-        ([1.5] * 48 + [4.0] * 2, 8),
-        ([1.5] * 190 + [900.0] * 10, 20),  # never more than quiet_s
+        ([], False), ([1], False), ([1, 1, 1], False), ([1] * 9 + [2], False),
+        ([1, 1], True), ([1, 2], True), ([1, 1, 2, 2], True), ([1, 2, 3, 3, 3], True),
+    ],
+)  # fmt: skip
+def test_a_series_is_piecemeal_when_associations_bring_two_images_at_most(associations, piecemeal: bool) -> None:
+    assert is_piecemeal(brought(*(("A", by, n) for n, by in enumerate(associations)))) is piecemeal
+
+
+@pytest.mark.parametrize(
+    ("longest", "usual"),
+    [
+        ([], None),
+        ([0.1] * 19, None),  # too few to tell
+        ([0.1] * 20, 0.1),
+        ([1.5] * 19 + [4.0], 4.0),
+        ([1.5] * 49 + [4.0], 1.5),  # one in fifty may be odd
+        ([1.5] * 48 + [4.0] * 2, 4.0),
+        ([0.0] * 190 + [900.0] * 10, 900.0),
     ],
 )
-def test_a_quiet_period_is_twice_what_is_usual(longest: list[float], quiet_s: float) -> None:
-    assert quiet_period(longest, RULES) == quiet_s
-    assert quiet_period(longest[::-1], RULES) == quiet_s
+def test_what_is_usual(longest: list[float], usual: float | None) -> None:
+    assert usual_gap(longest) == usual_gap(longest[::-1]) == usual
 
 
-@given(st.lists(st.floats(0, 100), max_size=200), st.floats(0, 100))
-def test_the_law_of_the_quiet_period(longest: list[float], other: float) -> None:
-    found = quiet_period(longest, RULES)
-    assert RULES.quiet_min_s <= found <= RULES.quiet_s
+@pytest.mark.parametrize(
+    ("own_s", "usual", "piecemeal", "quiet_s", "pause_s"),
+    [
+        (0.0, [], False, 20, 0),
+        (0.0, [None], False, 20, 0),  # of a stranger nothing is known
+        (0.0, [0.0], False, 2, 0),  # never less than quiet_min_s
+        (0.0, [4.0], False, 8, 0),  # twice what is usual
+        (0.0, [4.0], True, 8, 8),
+        (0.0, [1.5, 4.0], True, 8, 8),  # the slower of two
+        (0.0, [1.5, None], True, 20, 3),
+        (2.0, [1.5], True, 6, 6),  # three times what it paused itself
+        (2.0, [None], True, 20, 6),
+        (25.0, [1.5], False, 20, 0),  # a slice that came late
+        (25.0, [900.0], True, 20, 20),  # never more than quiet_s
+    ],
+)  # fmt: skip
+def test_what_to_expect_of_senders(
+    own_s: float, usual: list[float | None], piecemeal: bool, quiet_s: float, pause_s: float
+) -> None:
+    assert rhythm_of(own_s, usual, RULES, piecemeal=piecemeal) == Rhythm(quiet_s, pause_s)
+
+
+@given(st.lists(st.floats(0, 100), min_size=20, max_size=200), st.floats(0, 100), st.booleans())
+def test_the_law_of_the_quiet_period(longest: list[float], other: float, piecemeal: bool) -> None:
+    found = rhythm_of(0.0, [usual_gap(longest)], RULES, piecemeal=piecemeal)
+    assert RULES.quiet_min_s <= found.quiet_s <= RULES.quiet_s
+    assert 0 <= found.pause_s <= found.quiet_s
     # Longer gaps never make it shorter; and of what was seen, two in a hundred outlast it at most.
-    assert quiet_period([max(gap, other) for gap in longest], RULES) >= found
-    assert sum(gap > found for gap in longest if found < RULES.quiet_s) <= 0.02 * len(longest)
+    slower = rhythm_of(other, [usual_gap([max(gap, other) for gap in longest])], RULES, piecemeal=piecemeal)
+    assert slower.quiet_s >= found.quiet_s
+    assert slower.pause_s >= found.pause_s
+    assert sum(gap > found.quiet_s for gap in longest if found.quiet_s < RULES.quiet_s) <= 0.02 * len(longest)
 
 
 def test_a_shorter_quiet_period_is_not_exceeded_by_its_floor() -> None:
     hurried = RULES.model_copy(update={"quiet_s": 1.0})
-    assert quiet_period([0.1] * 50, hurried) == quiet_period([], hurried) == 1.0
+    for usual in ([0.1], [None]):
+        assert rhythm_of(0.0, usual, hurried, piecemeal=False).quiet_s == 1.0

@@ -8,7 +8,8 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Create the tables of assembly."""
+    """Create the tables of assembly, and tell by which association an image came."""
+    op.add_column("instance", sa.Column("association", sa.Integer, nullable=False, server_default="0"))
     uid = sa.String(64)
     op.create_table(
         "weighing",
