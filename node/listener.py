@@ -133,6 +133,7 @@ class Door:
         with self._lock:
             if number in self._open:
                 self._open[number][series_uid] -= 1
+        self._changed()
 
     def _on_closed(self, number: int) -> None:
         with self._lock:

@@ -20,8 +20,8 @@ KEPT = 200
 _ENOUGH = 20
 # One series in fifty may be odd (a repositioned patient, a stalled network) without slowing all others.
 _QUANTILE = 0.98
-# How much longer a pause may be than what is usual with a peer, and than the longest so far of a series.
-_MARGIN, _OWN_MARGIN = 2.0, 3.0
+# How much longer a pause may be than what is usual with a peer, or than the longest so far of a series.
+_MARGIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,6 @@ def rhythm_of(own_s: float, usual: Sequence[float | None], rules: Assembly, *, p
         The usual gap of each of its senders.
     """
     known = [gap for gap in usual if gap is not None]
-    gap_s = max([_OWN_MARGIN * own_s, *(_MARGIN * gap for gap in known)])
+    gap_s = _MARGIN * max([own_s, *known])
     quiet_s = max(rules.quiet_min_s, gap_s) if usual and len(known) == len(usual) else rules.quiet_s
     return Rhythm(min(quiet_s, rules.quiet_s), min(gap_s, rules.quiet_s) if piecemeal else 0.0)

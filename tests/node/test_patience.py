@@ -136,8 +136,8 @@ def test_what_is_usual(longest: list[float], usual: float | None) -> None:
         (0.0, [4.0], True, 8, 8),
         (0.0, [1.5, 4.0], True, 8, 8),  # the slower of two
         (0.0, [1.5, None], True, 20, 3),
-        (2.0, [1.5], True, 6, 6),  # three times what it paused itself
-        (2.0, [None], True, 20, 6),
+        (2.0, [1.5], True, 4, 4),  # twice what it paused itself
+        (2.0, [None], True, 20, 4),
         (25.0, [1.5], False, 20, 0),  # a slice that came late
         (25.0, [900.0], True, 20, 20),  # never more than quiet_s
     ],
