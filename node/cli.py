@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,10 +23,11 @@ from rich.text import Text
 from node import logs
 from node.configuration import effective, load
 from node.errors import ConfigurationError, InvalidInstance, PennodeError
-from node.records import RESEARCH_NOTICE, Job, JobState
+from node.records import RESEARCH_NOTICE, Job, JobState, is_uid
 from node.settings import AE_PATTERN
 
 if TYPE_CHECKING:
+    from node.evidence import Weighing
     from node.ledger import Ledger
 
 app = typer.Typer(
@@ -200,34 +201,49 @@ def jobs_list(
     config: ConfigOption = None,
 ) -> None:
     """List jobs, newest first."""
-    found = _ledger(config).jobs(states=state or None, limit=limit)
+    ledger = _ledger(config)
+    found = ledger.jobs(states=state or None, limit=limit)
     if as_json:
         typer.echo(json.dumps([job.to_json() for job in found]))
         return
-    table = Table("job", "state", "age", "images", "from", "series", "why", box=None, pad_edge=False)
+    rows: list[tuple[str, ...]] = []
+    weighings = ledger.weighings()
+    for series in [] if state else ledger.receiving():
+        weighed = weighings.get(series.series_uid)
+        age, why = _ago(time.time() - series.first_at), weighed.outcome if weighed else "images are coming in"
+        rows.append((series.series_uid, series.state, age, str(series.instances), series.calling_ae, "", why))
     for job in found:
         why = f"{job.reason} ({job.next_step})" if job.next_step else job.reason
         age = _ago(time.time() - job.created_at)
-        row = (job.id[:8], job.state, age, str(job.instances), job.calling_ae, job.description, why)
+        rows.append((job.id[:8], job.state, age, str(job.instances), job.calling_ae, job.description, why))
+    table = Table("job", "state", "age", "images", "from", "series", "why", box=None, pad_edge=False)
+    for row in rows:
         if not sys.stdout.isatty():
             typer.echo("\t".join(row))
         table.add_row(*map(Text, row))  # a peer's brackets are no markup
     if sys.stdout.isatty():
-        Console().print(table if found else "no jobs yet")
+        Console().print(table if rows else "no jobs yet")
 
 
 @jobs_app.command("show")
-def jobs_show(job_id: str, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Show one job with its journal and deliveries."""
+def jobs_show(
+    job_id: Annotated[str, typer.Argument(help="A job's id, its beginning, or a Series Instance UID.")],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show one job, or a series that still arrives: evidence, journal and deliveries."""
     ledger = _ledger(config)
-    job = ledger.job(job_id)
-    journal, deliveries = ledger.journal(job.id), ledger.deliveries(job.id)
-    if as_json:
-        whole = {"journal": [vars(e) for e in journal], "deliveries": [vars(d) for d in deliveries]}
-        typer.echo(json.dumps(job.to_json() | whole))
+    arriving = next((s for s in ledger.receiving() if s.series_uid == job_id), None)
+    if arriving is not None:
+        weighed = ledger.weighings().get(job_id)
+        _say_facts(asdict(arriving), [weighed] if weighed else [], {}, as_json)
         return
-    for name, value in job.to_json().items():
-        typer.echo(f"{name:15} {value}")
+    job = ledger.job(ledger.newest_job(job_id) if is_uid(job_id) else job_id)
+    journal, deliveries = ledger.journal(job.id), ledger.deliveries(job.id)
+    more = {"journal": [vars(e) for e in journal], "deliveries": [vars(d) for d in deliveries]}
+    _say_facts(job.to_json(), ledger.weighings_of(job), more, as_json)
+    if as_json:
+        return
     for entry in journal:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
         typer.echo(f"{stamp}  {entry.subject:9} {entry.before or '-':10} -> {entry.after:10} {entry.by}: {entry.text}")
@@ -256,6 +272,19 @@ def services(
     for step in announced:
         studies = " ".join(step.study_uids)
         typer.echo("\t".join(("step", step.state, _ago(now - step.created_at), step.calling_ae, studies, step.sop_uid)))
+
+
+def _say_facts(facts: dict[str, Any], weighings: list[Weighing], more: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts | more | {"weighings": [w.to_json() for w in weighings]}))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name:15} {value}")
+    for weighed in weighings:
+        left = f", {max(0.0, weighed.until - time.time()):.0f} s at most if no image comes" if weighed.until else ""
+        typer.echo(f"revision {weighed.revision}: {weighed.outcome}{left}")
+        for piece in weighed.pieces:
+            typer.echo(f"  {piece.weight:8} {piece.source}: {piece.text}")
 
 
 @jobs_app.command("retry")

@@ -46,7 +46,8 @@ _TAGS: list[Any] = [
     "FrameOfReferenceUID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "StudyDescription",
     "BodyPartExamined", "ContrastBolusAgent", "ContrastBolusAgentSequence", "SequenceName", "Manufacturer",
     "InstanceNumber", "AcquisitionNumber", "ImagesInAcquisition", "TemporalPositionIdentifier", "NumberOfFrames",
-    "Rows", "Columns", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
+    "NumberOfTemporalPositions", "InConcatenationTotalNumber", "Rows", "Columns", "ImageOrientationPatient",
+    "ImagePositionPatient", "PixelSpacing",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 
@@ -285,6 +286,8 @@ def _identity(ds: Dataset) -> Identity:
         acquisition_number=_whole(ds, "AcquisitionNumber"),
         images_in_acquisition=_whole(ds, "ImagesInAcquisition"),
         temporal_position=_whole(ds, "TemporalPositionIdentifier"),
+        temporal_positions=_whole(ds, "NumberOfTemporalPositions"),
+        concatenation_total=_whole(ds, "InConcatenationTotalNumber"),
         number_of_frames=max(1, _whole(ds, "NumberOfFrames") or 1),
         rows=_whole(ds, "Rows") or 0,
         columns=_whole(ds, "Columns") or 0,

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from node.admission import Admission, Quota
@@ -71,9 +72,9 @@ class Door:
         self._now = now
         self._check = check
         self._lock = threading.Lock()
-        self._open: dict[int, set[str]] = {}
+        self._open: dict[int, Counter[str]] = {}  # by association: how many images it brought of each series
         self._web_numbers = itertools.count(-1, -1)  # the servers count their associations upwards
-        self.reception = Reception(ledger, spool, settings, self._on_joined, changed, now)
+        self.reception = Reception(ledger, spool, settings, self._on_joined, self._on_nothing_new, changed, now)
         self._peers = Peers(settings, peers)
         self.callers = Callers(ledger.note_callers)
         self._services = services(
@@ -168,7 +169,7 @@ class Door:
     def is_open(self, series_uid: str) -> bool:
         """Tell whether an association that brought images of this series is still there."""
         with self._lock:
-            return any(series_uid in brought for brought in self._open.values())
+            return any(brought[series_uid] > 0 for brought in self._open.values())
 
     @contextlib.contextmanager
     def web_association(self, calling_ae: str, address: str, study_uid: str = "") -> Iterator[Origin]:
@@ -198,13 +199,20 @@ class Door:
 
     def _on_opened(self, number: int) -> None:
         with self._lock:
-            self._open[number] = set()
+            self._open[number] = Counter()
 
     def _on_joined(self, number: int, series_uid: str) -> None:
         # A peer that went away right after its last byte is not there to be waited for.
         with self._lock:
             if number in self._open:
-                self._open[number].add(series_uid)
+                self._open[number][series_uid] += 1
+
+    def _on_nothing_new(self, number: int, series_uid: str) -> None:
+        # Who only repeats images of a series does not hold up its seal.
+        with self._lock:
+            if number in self._open:
+                self._open[number][series_uid] -= 1
+        self._changed()
 
     def _on_closed(self, number: int) -> None:
         with self._lock:

@@ -37,6 +37,8 @@ class Reception:
     ----------
     joined
         Called with an association's number and a Series Instance UID before an image of that series is committed.
+    nothing_new
+        Called with the same after the commit, when the image was here already or was not kept.
     changed
         Called when a new image was committed.
     """
@@ -47,6 +49,7 @@ class Reception:
         spool: Spool,
         settings: Listener,
         joined: Callable[[int, str], None],
+        nothing_new: Callable[[int, str], None],
         changed: Callable[[], None],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -54,6 +57,7 @@ class Reception:
         self._spool = spool
         self._settings = settings
         self._joined = joined
+        self._nothing_new = nothing_new
         self._changed = changed
         self._now = now
         self._group: GroupCommit[Instance, Recorded | PennodeError] = GroupCommit(self._commit)
@@ -176,8 +180,11 @@ class Reception:
             peer=incoming.origin.address,
             received_at=self._now(),
             header=identity.header,
+            association=incoming.origin.number,
         )
         answer = self._group.submit(instance)
+        if isinstance(answer, PennodeError) or answer.receipt is not Receipt.NEW:
+            self._nothing_new(incoming.origin.number, identity.series_uid)
         if isinstance(answer, PennodeError):
             raise answer
         return statuses.SUCCESS if answer.receipt is Receipt.NEW else self._again(instance, answer)

@@ -35,8 +35,8 @@ _PLAIN: dict[int, bytes] = {
     0x00080005: b"CS", _IMAGE_TYPE: b"CS", 0x00080016: b"UI", 0x00080018: b"UI", 0x00080060: b"CS", 0x00080070: b"LO",
     0x00081030: b"LO", 0x0008103E: b"LO", 0x00180010: b"LO", 0x00180015: b"CS", 0x00180024: b"SH", 0x00181030: b"LO",
     0x0020000D: b"UI", 0x0020000E: b"UI", 0x00200012: b"IS", 0x00200013: b"IS", 0x00200032: b"DS", 0x00200037: b"DS",
-    0x00200052: b"UI", 0x00200100: b"IS", 0x00201002: b"IS", 0x00280008: b"IS", 0x00280010: b"US", 0x00280011: b"US",
-    0x00280030: b"DS",
+    0x00200052: b"UI", 0x00200100: b"IS", 0x00200105: b"IS", 0x00201002: b"IS", 0x00209163: b"US", 0x00280008: b"IS",
+    0x00280010: b"US", 0x00280011: b"US", 0x00280030: b"DS",
 }  # fmt: skip
 _NESTED = frozenset({0x00180012, 0x52009229, 0x52009230})
 _STOP = _PIXELS | _NESTED
@@ -172,6 +172,8 @@ def _plain_identity(raw: dict[int, bytes]) -> Identity | None:
         acquisition_number=get(0x00200012),
         images_in_acquisition=get(0x00201002),
         temporal_position=get(0x00200100),
+        temporal_positions=get(0x00200105),
+        concatenation_total=get(0x00209163),
         number_of_frames=max(1, get(0x00280008) or 1),
         rows=get(0x00280010) or 0,
         columns=get(0x00280011) or 0,

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from node.api import WorkerApi
 from node.api import create_app as create_api
 from node.assembly import Assembler
+from node.census import censuses
 from node.commitment import StorageCommitment
 from node.configuration import secret
 from node.delivery import Courier, addresses
@@ -130,20 +131,20 @@ class Node:
         def judge(members: Sequence[Instance]) -> Verdict:
             return select_series(members, settings.selection)
 
+        asked = censuses(settings, self._wake)
+        assembler = Assembler(
+            ledger, settings.assembly, door.is_open, judge, lambda one: spool.sha256(one.path),
+            sealed=lambda: self._wake("dispatch"), performed=ledger.performed_series, censuses=asked,
+        )  # fmt: skip
         parts: dict[str, Callable[[float], float]] = {
-            "assembly": Assembler(
-                ledger,
-                settings.assembly,
-                door.is_open,
-                judge,
-                lambda one: spool.sha256(one.path),
-                sealed=lambda: self._wake("dispatch"),
-            ).tick,
+            "assembly": assembler.tick,
             "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
             "callers": door.callers.tick,
             "storage commitment": Reporter(commitment, settings.peers, settings.listener.ae_title).tick,
             "retention": Caretaker(ledger, spool, settings.retention).tick,
         }
+        for census in asked.values():
+            parts[f"count at {census.name}"] = census.tick
         peers = addresses(settings)
         # The courier without a destination of its own says of the others' that nobody is named so any more.
         parts["delivery"] = Courier(ledger, spool, peers, settings.delivery, excluding=tuple(peers)).tick

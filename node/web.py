@@ -166,6 +166,7 @@ class _Site:
             more=len(jobs) > PAGE_SIZE,
             link=lambda **change: "/?" + urlencode({"state": view, "q": text, **change}),
             receiving=self._ledger.receiving(),
+            weighings=self._ledger.weighings(),
             workers=self._ledger.workers(self._now() - WORKERS_SHOWN_S),
             busy={job.worker: job for job in self._ledger.jobs(states=[JobState.RUNNING])},
             silent_s=WORKER_SILENT_S,
@@ -184,6 +185,7 @@ class _Site:
             job=job,
             journal=self._ledger.journal(job.id),
             deliveries=self._ledger.deliveries(job.id),
+            weighings=self._ledger.weighings_of(job),
             verbs=verbs(job),
         )
 
@@ -265,8 +267,9 @@ class _Site:
             text=_needle(query.get("text", "")),
         )
         listed = [job.to_json() for job in jobs]
-        receiving = len(self._ledger.receiving())
-        return JSONResponse({"jobs": listed, "counts": self._ledger.counts(), "receiving": receiving})
+        receiving, weighings = self._ledger.receiving(), self._ledger.weighings().values()
+        body = {"jobs": listed, "counts": self._ledger.counts(), "receiving": len(receiving)}
+        return JSONResponse(body | {"weighings": [w.to_json() for w in weighings]})
 
     def api_peers(self, request: Request) -> Response:
         """Answer peers as last seen, and callers that are none."""
@@ -280,7 +283,9 @@ class _Site:
         # Where the spool lies is nobody's business outside the node.
         deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} for d in self._ledger.deliveries(job.id)]
         journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
-        return JSONResponse({"job": job.to_json(), "journal": journal, "deliveries": deliveries})
+        weighings = [w.to_json() for w in self._ledger.weighings_of(job)]
+        body = {"job": job.to_json(), "journal": journal, "deliveries": deliveries, "weighings": weighings}
+        return JSONResponse(body)
 
     def api_services(self, request: Request) -> Response:
         """Answer storage commitment requests and performed procedure steps, newest first, at most ``limit`` of each."""

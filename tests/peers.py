@@ -192,7 +192,7 @@ def orthanc(folder: Path, dicomweb: Mapping[str, object] | None = None) -> Itera
         "Name": "test", "StorageDirectory": str(folder / "store"), "IndexDirectory": str(folder / "store"),
         "DicomAet": "ORTHANC", "DicomPort": dicom_port, "HttpPort": http_port, "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False, "DicomCheckCalledAet": False, "UnknownSopClassAccepted": True,
-        "OverwriteInstances": True, "Plugins": [],
+        "DicomAlwaysAllowFind": True, "OverwriteInstances": True, "Plugins": [],
     }  # fmt: skip
     if dicomweb is not None:
         plugin = library("orthanc/plugins/libOrthancDicomWeb.so", "orthanc-dicomweb")

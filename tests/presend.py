@@ -110,12 +110,16 @@ def connect(port: int, source: str = "127.0.0.1", timeout: float = 60.0) -> sock
 
 
 def associate(
-    port: int, contexts: list[tuple[bytes, bytes]], source: str = "127.0.0.1", timeout: float = 60.0
+    port: int,
+    contexts: list[tuple[bytes, bytes]],
+    source: str = "127.0.0.1",
+    timeout: float = 60.0,
+    calling: bytes = b"PRESEND",
 ) -> socket.socket:
     """Connect and negotiate; return the connection of an established association."""
     connection = connect(port, source, timeout)
     try:
-        connection.sendall(association_request(contexts))
+        connection.sendall(association_request(contexts, calling))
         kind, _ = read_pdu(connection)
         if kind != 2:
             raise ConnectionError(f"PDU type {kind} instead of an acceptance")

@@ -9,9 +9,10 @@ from node.ledger.jobs import Jobs
 from node.ledger.recording import Receipt, Recorded
 from node.ledger.steps import ProcedureStep, StepChange, Steps, StepState
 from node.ledger.views import Views
+from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Commitments, Steps, Views, CallerNotes):
+class Ledger(Intake, Jobs, Deliveries, Commitments, Steps, Weighings, Views, CallerNotes):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters

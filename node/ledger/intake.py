@@ -10,13 +10,18 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from node.evidence import Evidence, Weighing
 from node.ledger.database import Database
 from node.ledger.deliveries import cancel_deliveries
 from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
 from node.ledger.prepared import Unsettled
 from node.ledger.recording import ANY_NUMBER, Receipt, Recorded, record, record_plain
 from node.ledger.schema import instance, job, result, series
+from node.ledger.weighings import write_gaps, write_weighing
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
+
+# What a newer revision takes over: work that is not finished, and failures that need nobody any more.
+_OVERTAKEN = UNFINISHED | {JobState.FAILED, JobState.REJECTED}
 
 
 class Intake:
@@ -104,11 +109,13 @@ class Intake:
         verdict: str,
         next_step: str,
         now: float,
+        pieces: Sequence[Evidence] = (),
     ) -> str | None:
         """Seal a series as it was `seen` and make its job; return the job's id.
 
         None: an image came in between, or another process sealed it; nothing was changed. The new job is READY when
-        `wanted`, else SKIPPED with the `verdict` of selection. Unfinished jobs of earlier revisions are superseded.
+        `wanted`, else SKIPPED with the `verdict` of selection. Earlier revisions' jobs are superseded, unless they are
+        DELIVERED, SKIPPED or CANCELLED. `pieces` of evidence are kept beside the `reason`.
         """
         members = list(members)
         revision = seen.revision + 1
@@ -129,6 +136,9 @@ class Intake:
                 connection, seen.series_uid, "", "series", SeriesState.RECEIVING.value, SeriesState.SEALED.value,
                 "assembly", f"{len(members)} images: {reason}", now,
             )  # fmt: skip
+            weighed = Weighing(seen.series_uid, revision, tuple(pieces), reason, seen.last_at, 0.0)
+            write_weighing(connection, weighed)
+            write_gaps(connection, seen.series_uid, members, now)
             self._supersede(connection, seen.series_uid, revision, now)
             state = JobState.READY if wanted else JobState.SKIPPED
             job_id = uuid.uuid4().hex
@@ -151,7 +161,7 @@ class Intake:
             select(job.c.id).where(
                 (job.c.series_uid == series_uid)
                 & (job.c.revision < revision)
-                & (job.c.state.in_([s.value for s in UNFINISHED]))
+                & (job.c.state.in_([s.value for s in _OVERTAKEN]))
             )
         ).scalars()
         for job_id in earlier.all():

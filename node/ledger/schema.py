@@ -41,6 +41,7 @@ instance = Table(
     Column("peer", String(64), nullable=False),
     Column("received_at", Float, nullable=False),
     Column("header", JSON, nullable=False),
+    Column("association", Integer, nullable=False, server_default="0"),
 )
 
 series = Table(
@@ -88,6 +89,28 @@ job = Table(
     UniqueConstraint("series_uid", "revision"),
     Index("ix_job_due", "state", "not_before"),
     Index("ix_job_updated_at", "updated_at"),
+)
+
+# How each revision of a series was weighed last; `pieces` are [source, weight, text], `until` is 0 once it is sealed.
+weighing = Table(
+    "weighing",
+    metadata,
+    Column("series_uid", _UID, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("pieces", JSON, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("last_at", Float, nullable=False),
+    Column("until", Float, nullable=False),
+)
+
+# The longest gap between images of a series, of each that sent it: for the last series of each.
+rhythm = Table(
+    "rhythm",
+    metadata,
+    Column("calling_ae", String(16), primary_key=True),
+    Column("series_uid", _UID, primary_key=True),
+    Column("longest_s", Float, nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 result = Table(

@@ -82,6 +82,17 @@ class Peer(Secured):
     )
     host: str = Field("", description="where it listens itself, for storage commitment and queries; empty: nowhere")
     port: Port = 104
+    count: bool = Field(
+        False,
+        description="ask it by C-FIND how many images of a series it has, where the images do not tell; not of a PACS"
+        " that forwards images while it is still receiving them",
+    )
+
+    @model_validator(mode="after")
+    def _count_needs_host(self) -> Self:
+        if self.count and not self.host:
+            raise ValueError("count asks the peer at its host: set host too, or leave count out")
+        return self
 
 
 class Commitment(Section):
@@ -103,7 +114,12 @@ class Assembly(Section):
     """When a series is complete."""
 
     settle_s: Seconds = Field(1.0, description="wait after the last image when the evidence is strong")
-    quiet_s: Seconds = Field(20.0, description="wait after the last image when the evidence is weak")
+    quiet_s: Seconds = Field(
+        20.0,
+        description="wait at most when the evidence is weak; what is usual with a peer is learned from its own series",
+    )
+    quiet_min_s: Seconds = Field(2.0, description="wait at least when the evidence is weak")
+    patience_s: Seconds = Field(60.0, description="wait when the evidence says that something is missing")
     open_s: Seconds = Field(120.0, description="wait for an association that stays open but sends nothing more")
 
 

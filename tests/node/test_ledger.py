@@ -13,10 +13,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import make_url, text
 
-from node.errors import ConfigurationError, LedgerUnavailable
+from node.errors import ConfigurationError, LeaseLost, LedgerUnavailable
+from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger import Ledger, Receipt, Recorded, intake
 from node.ledger.schema import metadata
-from node.records import JobState, SeriesState, input_digest
+from node.records import DeliveryState, JobState, SeriesState, input_digest
+from node.rhythm import KEPT
 from tests import peers
 from tests.node.making import SERIES, T0, claim, finish, in_state, instance, seal, sealed
 
@@ -256,8 +258,13 @@ def test_eight_threads_seal_once(any_ledger: Ledger) -> None:
     assert sum(job is not None for job in made) == 1
 
 
-@pytest.mark.parametrize("state", [JobState.READY, JobState.QUEUED, JobState.RUNNING, JobState.SEGMENTED])
-def test_a_late_image_opens_revision_two_which_takes_over_from_an_unfinished_job(
+TAKEN_OVER = [
+    JobState.READY, JobState.QUEUED, JobState.RUNNING, JobState.SEGMENTED, JobState.FAILED, JobState.REJECTED,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", TAKEN_OVER)
+def test_a_late_image_opens_revision_two_which_takes_over_from_what_is_unfinished_or_went_wrong(
     any_ledger: Ledger, state: JobState
 ) -> None:
     first = in_state(any_ledger, state)
@@ -274,7 +281,7 @@ def test_a_late_image_opens_revision_two_which_takes_over_from_an_unfinished_job
     assert len(any_ledger.input_paths(second.id, held.fence)) == 4
 
 
-@pytest.mark.parametrize("state", [JobState.DELIVERED, JobState.REJECTED, JobState.SKIPPED, JobState.CANCELLED])
+@pytest.mark.parametrize("state", [JobState.DELIVERED, JobState.SKIPPED, JobState.CANCELLED])
 def test_a_late_image_leaves_a_finished_job_as_it_was(any_ledger: Ledger, state: JobState) -> None:
     first = in_state(any_ledger, state)
     any_ledger.record(instance(7))
@@ -288,6 +295,79 @@ def test_a_running_job_keeps_the_images_of_its_own_revision(any_ledger: Ledger) 
     job = in_state(any_ledger, JobState.RUNNING)
     any_ledger.record(instance(7))
     assert len(any_ledger.input_paths(job, 1)) == 3
+
+
+def test_results_of_a_series_that_grows_again_are_held_back(any_ledger: Ledger) -> None:
+    """Its images are not all of the series any more: what they gave must not reach the PACS after the late ones did."""
+    job = in_state(any_ledger, JobState.SEGMENTED)
+    assert len(any_ledger.due_deliveries(T0 + 1e6)) == 1
+    any_ledger.record(instance(1, "1.2.9"))
+    assert len(any_ledger.due_deliveries(T0 + 1e6)) == 1, "another series is another matter"
+    any_ledger.record(instance(7))
+    assert any_ledger.due_deliveries(T0 + 1e6) == []
+    seal(any_ledger)
+    assert any_ledger.job(job).state is JobState.SUPERSEDED
+    assert [d.state for d in any_ledger.deliveries(job)] == [DeliveryState.CANCELLED]
+
+
+def test_a_result_that_comes_for_a_superseded_job_is_not_taken(any_ledger: Ledger) -> None:
+    first = in_state(any_ledger, JobState.READY)
+    held = claim(any_ledger, first)
+    any_ledger.record(instance(7))
+    second = seal(any_ledger)
+    for late in (
+        lambda: finish(any_ledger, held),
+        lambda: any_ledger.heartbeat(first, held.fence, lease_s=60, progress=0.5, now=T0 + 30),
+        lambda: any_ledger.fail(first, held.fence, JobState.REJECTED, "segment", "bad", "", now=T0 + 30),
+    ):
+        with pytest.raises(LeaseLost, match="SUPERSEDED"):
+            late()
+    assert any_ledger.deliveries(first) == []
+    assert {j.id: j.state for j in any_ledger.jobs()} == {first: JobState.SUPERSEDED, second: JobState.READY}
+
+
+# -- what assembly remembers
+
+
+def weighed(revision: int = 1, last_at: float = T0, until: float = T0 + 20, text: str = "a single image") -> Weighing:
+    return Weighing(SERIES, revision, (Evidence(Source.NUMBERS, Weight.NEUTRAL, text),), "waits", last_at, until)
+
+
+def test_how_a_series_was_weighed_is_kept_for_each_revision(any_ledger: Ledger) -> None:
+    any_ledger.record(instance(1))
+    assert any_ledger.weighing(SERIES, 1) is None
+    assert any_ledger.weighings() == {}
+    for one in (weighed(text="ä"), weighed()):
+        any_ledger.note_weighing(one)
+        assert any_ledger.weighing(SERIES, 1) == one
+        assert any_ledger.weighings() == {SERIES: one}
+    seal(any_ledger)
+    assert any_ledger.weighings() == {}
+    assert any_ledger.weighing(SERIES, 1) == Weighing(SERIES, 1, (), "complete", T0, 0.0)
+    any_ledger.record(instance(2, at=T0 + 50))
+    any_ledger.note_weighing(weighed(2, T0 + 50))
+    assert any_ledger.weighings() == {SERIES: weighed(2, T0 + 50)}
+    any_ledger.record(instance(3, at=T0 + 51))
+    assert any_ledger.weighings() == {}, "it was weighed without the last image"
+
+
+def test_the_longest_gaps_of_the_last_series_of_each_sender_are_kept(any_ledger: Ledger) -> None:
+    for n in range(KEPT + 10):
+        for image in range(3):
+            any_ledger.record(instance(image, f"1.2.{n}", at=T0 + 10 * n + image * n / 100, association=image))
+        seal(any_ledger, f"1.2.{n}", now=T0 + 10 * n + 9)
+    expected = [n / 100 for n in range(KEPT + 9, 9, -1)]
+    assert any_ledger.longest_gaps("SCANNER") == pytest.approx(expected, abs=1e-4)
+    assert any_ledger.longest_gaps("OTHER") == []
+
+
+def test_a_single_image_teaches_nothing_and_a_further_revision_counts_once(any_ledger: Ledger) -> None:
+    sealed(any_ledger, images=1)
+    assert any_ledger.longest_gaps("SCANNER") == []
+    for number, at in ((2, 30), (3, 31)):
+        any_ledger.record(instance(number, at=T0 + at, association=at))
+        seal(any_ledger)
+    assert any_ledger.longest_gaps("SCANNER") == [30]
 
 
 # -- what is known of files

@@ -364,6 +364,20 @@ def test_the_series_waits_for_the_association_that_brought_it(door: tuple[Door, 
     until(lambda: not door[0].is_open(SERIES))
 
 
+def test_who_only_repeats_images_does_not_hold_up_the_seal(door: tuple[Door, int]) -> None:
+    with associated(door[1]) as first:
+        store(first, encoded(mr()))
+        assert store(first, encoded(mr())) == statuses.SUCCESS
+        assert door[0].is_open(SERIES), "it brought the image, before it repeated it"
+    until(lambda: not door[0].is_open(SERIES))
+    with associated(door[1]) as second:
+        assert store(second, encoded(mr())) == statuses.SUCCESS
+        assert store(second, encoded(mr(PatientID="ANOTHER"))) == statuses.DUPLICATE_SOP_INSTANCE
+        until(lambda: not door[0].is_open(SERIES))
+        store(second, encoded(mr(2)), f"{SERIES}.2")
+        assert door[0].is_open(SERIES)
+
+
 def test_more_associations_than_allowed_are_rejected_for_now(open_door: OpenDoor) -> None:
     _, port = open_door(max_associations=1)
     with associated(port):

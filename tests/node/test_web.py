@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from node.callers import Caller
+from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
 from node.records import RESEARCH_NOTICE, Header, Instance, JobState, Result, Worker
 from node.web import PAGE_SIZE, Component, Health, create_app
@@ -254,6 +255,26 @@ def test_the_list_shows_state_reason_and_what_to_do(site: Site) -> None:
         "1 part of the node needs you", "0.9 GB free", ">All 2<", ">Problems 1<", ">READY 1<",
     ):  # fmt: skip
         assert shown in page, shown
+
+
+def test_the_evidence_is_shown_of_what_arrives_and_of_what_is_sealed(site: Site) -> None:
+    job = site.series(1)
+    site.series(3, images=5, seal=False)
+    lacks = Evidence(Source.NUMBERS, Weight.AGAINST, "instance number 4 is missing between 1 and 8")
+    for number in (1, 3):
+        site.ledger.note_weighing(Weighing(f"1.2.{number}", 1, (lacks,), "waits for the rest", T0 + number, T0 + 40))
+    with site.signed_in() as client:
+        page = re.sub(r"\s+", " ", client.get("/").text)
+        shown = re.sub(r"\s+", " ", client.get(f"/jobs/{job}").text)
+        listed = client.get("/api/jobs", headers=BEARER).json()
+        told = client.get(f"/api/jobs/{job}", headers=BEARER).json()
+    evidence = f'<span class="tag warn">against</span> instance numbers: {lacks.text}'
+    assert page.count(evidence) == shown.count(evidence) == 1
+    assert "waits for the rest" in page
+    assert "sealed in 40 s at most, if no image comes" in page
+    piece = {"source": "instance numbers", "weight": "against", "text": lacks.text}
+    assert [(w["series_uid"], w["pieces"]) for w in listed["weighings"]] == [("1.2.3", [piece])]
+    assert [w["pieces"] for w in told["weighings"]] == [[piece]]
 
 
 def test_a_running_job_shows_its_worker_and_progress(site: Site) -> None:
