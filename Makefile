@@ -21,6 +21,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 bench: bench-node bench-ingest bench-patches
+ifneq ($(and $(filter bench,$(MAKECMDGOALS)),$(ARGS)),)
+$(error ARGS goes to one bench, each has switches of its own: make bench-node, bench-ingest or bench-patches ARGS="...")
+endif
 
 bench-node: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench $(ARGS)

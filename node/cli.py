@@ -235,6 +235,29 @@ def jobs_show(job_id: str, as_json: JsonOption = False, config: ConfigOption = N
         typer.echo(f"to {item.destination}: {item.state} after {item.attempts} attempt(s) {item.reason}")
 
 
+@app.command()
+def services(
+    limit: Annotated[int, typer.Option(min=1, max=10000, help="Of each kind.")] = 50,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """List what peers asked (storage commitment) and announced (MPPS), newest first."""
+    ledger = _ledger(config)
+    asked, announced = ledger.commitments(limit), ledger.steps(limit)
+    if as_json:
+        whole = {"commitments": [c.to_json() for c in asked], "steps": [s.to_json() for s in announced]}
+        typer.echo(json.dumps(whole))
+        return
+    now = time.time()
+    for one in asked:
+        why = f"{one.reason} ({one.next_step})" if one.next_step else one.reason
+        images = f"{one.requested} images, {one.failed} not safe" if one.failed else f"{one.requested} images"
+        typer.echo("\t".join(("commitment", one.state, _ago(now - one.asked_at), one.calling_ae, images, why)))
+    for step in announced:
+        studies = " ".join(step.study_uids)
+        typer.echo("\t".join(("step", step.state, _ago(now - step.created_at), step.calling_ae, studies, step.sop_uid)))
+
+
 @jobs_app.command("retry")
 def jobs_retry(job_id: str, as_json: JsonOption = False, config: ConfigOption = None) -> None:
     """Try a job again that is FAILED, REJECTED, SKIPPED or CANCELLED."""

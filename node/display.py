@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from node.ledger import CommitmentState, StepState
 from node.logs import printable
 from node.records import FINISHED, JOB_MOVES, RESEARCH_NOTICE, UNFINISHED, DeliveryState, Job, JobState
 
@@ -31,6 +32,17 @@ DELIVERY_TONES: dict[DeliveryState, str] = {
     DeliveryState.COMMITTED: "good",
     DeliveryState.FAILED: "bad",
     DeliveryState.CANCELLED: "calm",
+}
+
+COMMITMENT_TONES: dict[CommitmentState, str] = {
+    CommitmentState.PENDING: "wait",
+    CommitmentState.REPORTED: "good",
+    CommitmentState.FAILED: "bad",
+}
+STEP_TONES: dict[StepState, str] = {
+    StepState.IN_PROGRESS: "busy",
+    StepState.COMPLETED: "good",
+    StepState.DISCONTINUED: "warn",
 }
 
 # Views of several states: what is under way, and what wants a person.
@@ -86,6 +98,9 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(notice=RESEARCH_NOTICE, states=STATES, tones=DELIVERY_TONES)
+    environment.globals.update(
+        notice=RESEARCH_NOTICE, states=STATES, tones=DELIVERY_TONES, commitment_tones=COMMITMENT_TONES,
+        step_tones=STEP_TONES,
+    )  # fmt: skip
     environment.filters.update(peer=lambda text: printable(text, 256), clock=clock, span=span)
     return environment

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from node import answers, pdata, statuses
 from node.admission import Admission
 from node.errors import ProtocolViolation
+from node.event_reports import EventReports
 from node.incoming import Incoming, Origin, Receiver
 from node.negotiation import Agreement, Refused, Request, Supported, agree, read_request
+from node.operation import Body, Operation
 from node.pdata import Command, Control, Fragment, Limits, Parser
 from node.peers import Verdict, plain_title
+from node.services import Services
 from node.settings import Listener
 from node.tlswire import HandshakeFailed, TlsSocket, TlsWire
 from node.wire import Gone, Patience, TooSlow, Wire
@@ -44,6 +47,7 @@ class House:
     reception: Receiver
     admission: Admission
     judge: Callable[[str, str, str], Verdict]
+    services: Services
     opened: Callable[[int], None]
     closed: Callable[[int], None]
 
@@ -66,6 +70,8 @@ class Association:
         self._maximum = 0
         self._command: Command | None = None
         self._incoming: Incoming | None = None
+        self._body: Body | None = None  # of a message that is not stored
+        self._reports = EventReports(house.services.reports, number)
 
     def run(self) -> None:
         """Serve the peer until the connection is closed."""
@@ -121,7 +127,11 @@ class Association:
         while self._transfer():
             if self._wire.received > most:
                 raise ProtocolViolation("more than listener.max_association_mb came over it", statuses.NOT_SPECIFIED)
-            self._wire.receive(self._parser)
+            until = _FOR_EVER if self._parser.in_pdu or self._parser.in_message else self._reports.due()
+            while not self._wire.receive(self._parser, until):
+                if report := self._reports.next(self._maximum):
+                    self._wire.send(report)
+                until = self._reports.due()
         return answers.release_response()
 
     def _await_request(self) -> Request:
@@ -178,11 +188,14 @@ class Association:
             raise ProtocolViolation(
                 f"presentation context {command.context_id} was not accepted", statuses.INVALID_PARAMETER
             )
-        if command.field & pdata.RESPONSE:
+        if command.field & pdata.RESPONSE and not self._reports.awaits(command):
             raise ProtocolViolation("a response to nothing", statuses.UNEXPECTED_PARAMETER)
         self._command = command
         sop_class, sop_uid = (_text(value) for value in (command.sop_class, command.sop_instance))
-        if command.field == pdata.C_STORE_RQ and command.has_data and sop_class == agreed[0]:
+        serves = sop_class == agreed[0] and self._house.services.performs(sop_class, command.field)
+        if serves or command.field & pdata.RESPONSE:
+            self._body = self._house.services.body()
+        elif command.field == pdata.C_STORE_RQ and command.has_data and sop_class == agreed[0]:
             self._incoming = self._house.reception.begin(self._origin, sop_class, sop_uid, agreed[1])
         else:
             self._incoming = Incoming(self._origin, sop_class, sop_uid, agreed[1])
@@ -196,38 +209,71 @@ class Association:
             self._finish()
 
     def _take(self, pieces: list[memoryview]) -> None:
+        if self._body is not None:
+            self._body.append(pieces)
+            _check_end(self._body.size, self._settings.max_message_mb)
+            return
         incoming = self._incoming
         assert incoming is not None
         if self._command is not None and self._command.field == pdata.C_ECHO_RQ:
             incoming.size += sum(map(len, pieces))
         else:
             self._house.reception.append(incoming, pieces)
-        if incoming.size > self._settings.max_object_mb * 1_000_000 + _GRACE:
-            raise ProtocolViolation("a data set without end", statuses.NOT_SPECIFIED)
+        _check_end(incoming.size, self._settings.max_object_mb)
 
     def _finish(self) -> None:
-        command, incoming = self._command, self._incoming
+        command, incoming, body = self._command, self._incoming, self._body
         assert command is not None
+        self._command = self._body = None
+        if body is not None:
+            self._perform(command, body)
+            return
         assert incoming is not None
-        self._command = None
         if command.field == pdata.C_CANCEL_RQ:  # nothing runs that could be cancelled, and it has no response
             return
         status = statuses.SUCCESS if command.field == pdata.C_ECHO_RQ else self._house.reception.finish(incoming)
         self._wire.send(answers.response(command, status, self._maximum))
         self._house.reception.tidy(incoming)
         self._incoming = None
+        self._reports.rest()
+
+    def _perform(self, command: Command, body: Body) -> None:
+        """Act upon a message that came whole and is not stored: an operation, or the answer to a report of ours."""
+        if command.field & pdata.RESPONSE:
+            self._reports.answered(command)
+            return
+        syntax = self._agreement.contexts[command.context_id][1]
+        sop_class, sop_uid = (_text(value) for value in (command.sop_class, command.sop_instance))
+        outcome = self._house.services.perform(
+            Operation(self._origin, command.field, sop_class, sop_uid, command.action_type, syntax, body.data)
+        )
+        if outcome.owed is not None:
+            self._reports.owe(outcome.owed, command.context_id, syntax)
+        self._wire.send(
+            answers.response(
+                command, outcome.status, self._maximum, comment=outcome.comment, error_id=outcome.error_id,
+                made=outcome.made,
+            )
+        )  # fmt: skip
+        self._reports.rest()
 
     def _end(self) -> None:
         """Drop what is half received, and tell that the association is no more."""
         if self._incoming is not None:
             self._incoming.drop()
             self._incoming = None
+        self._reports.close()
         if self._wire.established:
             self._wire.established = False
             self._house.closed(self.number)
 
     def _tell(self, reason: str) -> None:
         log.warning("ended the connection with %s at %s: %s", self._origin.calling_ae or "a peer", self.address, reason)
+
+
+def _check_end(size: int, limit_mb: int) -> None:
+    if size > limit_mb * 1_000_000 + _GRACE:
+        raise ProtocolViolation("a data set without end", statuses.NOT_SPECIFIED)
 
 
 def _text(uid: bytes) -> str:

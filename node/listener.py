@@ -1,5 +1,6 @@
-"""The DICOM front door: C-ECHO and C-STORE, on the fast path or, where that may not be, on pynetdicom alone.
+"""The DICOM front door, on the fast path or, where that may not be, on pynetdicom alone.
 
+It takes C-ECHO, C-STORE, storage commitment and modality performed procedure steps.
 Success (0x0000) is answered only for an image that is flushed to disk and committed to the ledger.
 """
 
@@ -15,16 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 from node.admission import Admission, Quota
 from node.callers import Callers
+from node.commitment import StorageCommitment
 from node.errors import ConfigurationError, LedgerUnavailable
 from node.gate import Entrance, Gate
 from node.incoming import Origin
 from node.ingest import House
 from node.ledger import Ledger
+from node.mpps import ProcedureSteps
 from node.negotiation import supported_contexts
 from node.peers import Peers, Verdict
 from node.reception import Reception
 from node.selfcheck import difference
-from node.settings import Listener, Peer
+from node.services import services
+from node.settings import Commitment, Listener, Peer
 from node.spool import Spool
 from node.stock import StockServer, StockTlsSocket
 from node.tls import ServerTls
@@ -39,7 +43,9 @@ class Door:
     Parameters
     ----------
     changed
-        Called when an image was stored or an association ended, so that assembly looks again.
+        Called when an image was stored, a procedure step changed or an association ended, so that assembly looks again.
+    commitment
+        Takes requests for storage commitment; unset: one of its own, whose reports nobody brings to other associations.
     check
         Returns how the fast path differs from the stock one on a canned exchange; empty: not at all.
     peers
@@ -55,6 +61,7 @@ class Door:
         settings: Listener,
         changed: Callable[[], None],
         now: Callable[[], float] = time.time,
+        commitment: StorageCommitment | None = None,
         check: Callable[[Listener], str] = difference,
         peers: Sequence[Peer] = (),
     ) -> None:
@@ -69,6 +76,11 @@ class Door:
         self.reception = Reception(ledger, spool, settings, self._on_joined, changed, now)
         self._peers = Peers(settings, peers)
         self.callers = Callers(ledger.note_callers)
+        self._services = services(
+            commitment or StorageCommitment(ledger, spool, Commitment(), now=now),
+            ProcedureSteps(ledger, changed, now),
+            settings.max_message_mb * 1_000_000,
+        )
         self._server: Gate | StockServer | None = None
         self._tls: ServerTls | None = None
         self._slow = ""
@@ -113,8 +125,8 @@ class Door:
         settings = self._settings
         if not fast:
             return StockServer(
-                settings, entrances, supported_contexts(), self.reception, self._judge, self._on_opened,
-                self._on_closed,
+                settings, entrances, supported_contexts(), self.reception, self._judge, self._services,
+                self._on_opened, self._on_closed,
             )  # fmt: skip
         quota = Quota(
             settings.max_associations,
@@ -123,8 +135,8 @@ class Door:
             settings.max_waiting_per_peer,
         )
         house = House(
-            settings, supported_contexts(), self.reception, Admission(quota), self._judge, self._on_opened,
-            self._on_closed,
+            settings, supported_contexts(), self.reception, Admission(quota), self._judge, self._services,
+            self._on_opened, self._on_closed,
         )  # fmt: skip
         return Gate(settings.host, entrances, house)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import uid
@@ -14,9 +16,10 @@ from node.errors import InvalidInstance
 # Who wrote the file. pydicom's, as long as pennode has no root of its own.
 _IMPLEMENTATION_UID = str(uid.PYDICOM_IMPLEMENTATION_UID)
 _IMPLEMENTATION_VERSION = "PENNODE"
-_PREFIX = bytes(128) + b"DICM"
-_GROUP_LENGTH = struct.Struct("<HH2sHL")
-_GROUP = b"\2\0"
+# File Meta Information Group Length comes first, and what it counts begins behind its value.
+_START = bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 0, b"UL", 4)
+_META_AT = len(_START) + 4
+_PREFIX_AT, _PREFIX_END, _GROUP = 128, 132, b"\2\0"
 # What a head may measure with all private information in it.
 MAX_HEAD = 65536
 _LONG_VR = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
@@ -42,12 +45,12 @@ def file_head(sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, callin
     """Return what comes before the data set of this object in a file. The UIDs have been checked."""
     before, after = _around(sop_class_uid, transfer_syntax_uid, calling_ae)
     meta = before + _element(0x0003, b"UI", sop_uid) + after
-    return b"%s%s%s" % (_PREFIX, _GROUP_LENGTH.pack(2, 0, b"UL", 4, len(meta)), meta)
+    return b"%s%s%s" % (_START, len(meta).to_bytes(4, "little"), meta)
 
 
 def skip_head(file: BinaryIO) -> None:
     """Put a file that begins with `file_head` where its data set begins."""
-    start = file.read(len(_PREFIX) + _GROUP_LENGTH.size)
+    start = file.read(_META_AT)
     file.seek(int.from_bytes(start[-4:], "little"), 1)
 
 
@@ -65,6 +68,22 @@ def _around(sop_class_uid: str, transfer_syntax_uid: str, calling_ae: str) -> tu
     return before, b"".join(after)
 
 
+def data_set_length(path: Path) -> int:
+    """Return how many bytes of a file belong to its data set; -1 when it does not begin as a DICOM file does.
+
+    Raises
+    ------
+    OSError
+        It is not there, or cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        start = file.read(_META_AT)
+        whole = os.fstat(file.fileno()).st_size
+    if len(start) < _META_AT or start[128:-4] != _START[128:]:
+        return -1
+    return max(-1, whole - _META_AT - int.from_bytes(start[-4:], "little"))
+
+
 def _element(element: int, vr: bytes, text: str) -> bytes:
     value = text.encode("ascii", errors="replace")
     if len(value) % 2:
@@ -80,9 +99,9 @@ def read_head(data: bytes) -> Head | None:
     InvalidInstance
         There is no preamble with its prefix, or the file meta information is malformed, too long, or lacks a UID.
     """
-    if data[128 : len(_PREFIX)] != b"DICM"[: max(0, len(data) - 128)]:
+    if data[_PREFIX_AT:_PREFIX_END] != b"DICM"[: max(0, len(data) - _PREFIX_AT)]:
         raise InvalidInstance("it does not begin as a DICOM file does", _RESEND)
-    values, position, end = dict[int, bytes](), len(_PREFIX), 0
+    values, position, end = dict[int, bytes](), _PREFIX_END, 0
     while position != end:
         # The group length, where it is given, has the word: a deflated data set may begin with anything.
         if not end and data[position : position + 2] not in (b"", b"\2", _GROUP):

@@ -1,4 +1,4 @@
-"""Sending objects to a peer by C-STORE, with a word of why when the peer does not take them."""
+"""Sending objects to a peer by C-STORE, and reports by N-EVENT-REPORT, with a word of why it does not take them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, build_role
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
@@ -79,8 +79,10 @@ def describe(path: Path) -> Outgoing:
 
 
 @contextlib.contextmanager
-def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s: float) -> Iterator[Association]:
-    """Open an association, and release it at the end.
+def associate(
+    peer: Address, contexts: Sequence[PresentationContext], timeout_s: float, as_scp: Sequence[str] = ()
+) -> Iterator[Association]:
+    """Open an association, and release it at the end. Of the SOP classes in `as_scp` we propose to be the SCP.
 
     Raises
     ------
@@ -96,12 +98,14 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
     ae.maximum_pdu_size = 0
     name = peer.security.tls_server_name or peer.host
+    roles: list[Any] = [build_role(sop_class, scp_role=True) for sop_class in as_scp]
     try:
         association = ae.associate(
             peer.host,
             peer.port,
             contexts=list(contexts),
             ae_title=peer.ae_title,
+            ext_neg=roles,
             tls_args=(secured, name) if secured else None,
         )
     except OSError as error:
@@ -114,7 +118,7 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
             raise PeerUnavailable(
                 f"{peer} and we have no TLS: {secured.trouble}", "check the certificates on both sides"
             )
-        _raise_unassociated(association, peer)
+        _raise_unassociated(association, peer, as_scp)
     try:
         yield association
     finally:
@@ -125,8 +129,10 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
             connection.close()
 
 
-def _raise_unassociated(association: Association, peer: Address) -> None:
+def _raise_unassociated(association: Association, peer: Address, as_scp: Sequence[str]) -> None:
     if association.rejected_contexts:
+        if as_scp:
+            raise PeerRefused(f"{peer} does not accept {UID(as_scp[0]).name}", "let it accept that from our AE title")
         raise PeerRefused(f"{peer} accepts none of our objects' SOP classes", "let the destination accept them")
     if not association.is_rejected:
         # By TLS 1.3 a peer finds our certificate bad only when we believe the handshake done, and then just closes.
@@ -139,6 +145,47 @@ def _raise_unassociated(association: Association, peer: Address) -> None:
         why, what = _USER_REJECTS.get(answer.diagnostic, ("no reason known", "ask the peer's administrator"))
         raise PeerRefused(f"{peer} rejects us: {why}", what)
     raise PeerUnavailable(f"{peer} rejects us for now", "it may be too busy")
+
+
+@contextlib.contextmanager
+def associate_as_scp(peer: Address, sop_class_uid: str, timeout_s: float) -> Iterator[Association]:
+    """Open an association on which we are the SCP of one SOP class, though we ask for it (PS3.7 D.3.3.4).
+
+    A peer that leaves our proposal of roles without an answer is taken to agree: many know no role negotiation, and
+    either take what an SCP sends or refuse that.
+
+    Raises
+    ------
+    PeerUnavailable, PeerRefused
+        As `associate`; PeerRefused also where the peer lets us be no SCP.
+    """
+    contexts = [build_context(sop_class_uid, syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)]
+    with associate(peer, contexts, timeout_s, as_scp=[sop_class_uid]) as association:
+        role = association.acceptor.role_selection.get(UID(sop_class_uid))
+        if role is not None and not role.scp_role:
+            raise PeerRefused(
+                f"{peer} lets us be no SCP of {UID(sop_class_uid).name}", "let it accept the SCP role from our AE title"
+            )
+        yield association
+
+
+def send_event_report(
+    association: Association, sop_class_uid: str, sop_uid: str, event_type: int, information: pydicom.Dataset
+) -> int:
+    """Send one N-EVENT-REPORT (PS3.7 section 10.1.1) and return the status it is answered with.
+
+    Raises
+    ------
+    PeerUnavailable
+        The association broke, or there was no answer.
+    """
+    try:
+        answer, _ = association.send_n_event_report(information, event_type, sop_class_uid, sop_uid)
+    except (RuntimeError, ValueError) as error:
+        raise PeerUnavailable("the association broke", "it is tried again") from error
+    if "Status" not in answer:
+        raise PeerUnavailable("no answer to N-EVENT-REPORT", "check the peer's log")
+    return int(answer.Status)
 
 
 def send(association: Association, outgoing: Outgoing) -> str:

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from node.api import WorkerApi
 from node.api import create_app as create_api
 from node.assembly import Assembler
+from node.commitment import StorageCommitment
 from node.configuration import secret
 from node.delivery import Courier, addresses
 from node.dispatch import Dispatcher, celery_publisher
@@ -33,6 +34,7 @@ from node.listener import Door
 from node.loops import Loop, stop_all
 from node.peers import Peers
 from node.records import WORKER_SILENT_S, Instance
+from node.reporter import Reporter
 from node.retention import Caretaker
 from node.selection import Verdict, select_series
 from node.settings import Settings
@@ -100,8 +102,12 @@ class Node:
         names = [d.name for d in settings.destinations]
         ledger.recover_deliveries(names, time.time())
 
-        door = Door(ledger, spool, settings.listener, changed=lambda: self._wake("assembly"), peers=settings.peers)
-        self._add_loops(ledger, spool, door)
+        commitment = StorageCommitment(
+            ledger, spool, settings.commitment, released=lambda: self._wake("storage commitment")
+        )
+        changed = partial(self._wake, "assembly")
+        door = Door(ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment)
+        self._add_loops(ledger, spool, door, commitment)
         api = WorkerApi(ledger, spool, settings.api, settings.dispatch, names, finished=lambda: self._wake("delivery"))
         self._serve_http(ledger, spool, door, api, stack)
         stack.callback(stop_all, list(self._loops.values()))
@@ -118,7 +124,7 @@ class Node:
         _write_atomically(settings.state_dir / "node.json", json.dumps(self.addresses))
         stack.callback((settings.state_dir / "node.json").unlink, missing_ok=True)
 
-    def _add_loops(self, ledger: Ledger, spool: Spool, door: Door) -> None:
+    def _add_loops(self, ledger: Ledger, spool: Spool, door: Door, commitment: StorageCommitment) -> None:
         settings = self.settings
 
         def judge(members: Sequence[Instance]) -> Verdict:
@@ -135,6 +141,7 @@ class Node:
             ).tick,
             "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
             "callers": door.callers.tick,
+            "storage commitment": Reporter(commitment, settings.peers, settings.listener.ae_title).tick,
             "retention": Caretaker(ledger, spool, settings.retention).tick,
         }
         peers = addresses(settings)

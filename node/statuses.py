@@ -14,6 +14,19 @@ CANNOT_UNDERSTAND = 0xC000
 # A Failure Reason of STOW-RS (PS3.18 table I.2-2); C-STORE needs none, its transfer syntax has been negotiated.
 TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
 
+# DIMSE-N statuses (PS3.7 annex C); some are reasons in a storage commitment's report as well (PS3.3 C.14.1.1).
+INVALID_ATTRIBUTE_VALUE = 0x0106
+PROCESSING_FAILURE = 0x0110
+NO_SUCH_SOP_INSTANCE = 0x0112
+INVALID_ARGUMENT_VALUE = 0x0115
+CLASS_INSTANCE_CONFLICT = 0x0119
+MISSING_ATTRIBUTE = 0x0120
+MISSING_ATTRIBUTE_VALUE = 0x0121
+NO_SUCH_ACTION = 0x0123
+RESOURCE_LIMITATION = 0x0213
+# Error ID (0000,0903) beside 0x0110: the procedure step may no longer be updated (PS3.4 F.7.2.2).
+NO_LONGER_UPDATED = 0xA710
+
 # A-ASSOCIATE-RJ as (result, source, reason) (PS3.8 table 9-21).
 CALLING_AE_NOT_RECOGNISED = (1, 1, 3)
 CALLED_AE_NOT_RECOGNISED = (1, 1, 7)

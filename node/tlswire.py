@@ -111,10 +111,10 @@ class TlsWire(Wire):
         super().__init__(connection, patience)
         self._tls = connection
 
-    def _wait(self, parser: Parser) -> None:
+    def _wait(self, parser: Parser, until: float) -> bool:
         self._readable.modify(self._tls, self._tls.awaits)
         try:
-            super()._wait(parser)
+            return super()._wait(parser, until)
         finally:
             self._readable.modify(self._tls, select.POLLIN)
 

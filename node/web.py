@@ -95,6 +95,7 @@ def create_app(
             Route("/jobs/{job_id}", site.job),
             Route("/jobs/{job_id}/{verb}", form(site.change), methods=["POST"]),
             Route("/peers", site.peers),
+            Route("/services", site.services),
             Route("/login", site.login),
             Route("/login", form(site.sign_in), methods=["POST"]),
             Route("/logout", form(site.sign_out), methods=["POST"]),
@@ -102,6 +103,7 @@ def create_app(
             Route("/api/peers", site.api_peers),
             Route("/api/jobs", site.api_jobs),
             Route("/api/jobs/{job_id}", site.api_job),
+            Route("/api/services", site.api_services),
             Route("/api/jobs/{job_id}/{verb}", site.api_change, methods=["POST"]),
             *more,
         ],
@@ -192,6 +194,12 @@ class _Site:
     def _listing(self) -> Listing:
         return self._peers.listing(self._ledger.callers(), self._ledger.contacts())
 
+    def services(self, request: Request) -> Response:
+        """Show what peers asked (storage commitment) and announced (MPPS), newest first."""
+        session = self._signed_in(request)
+        commitments, steps = self._ledger.commitments(PAGE_SIZE), self._ledger.steps(PAGE_SIZE)
+        return self._page(request, "services.html", session=session, commitments=commitments, steps=steps)
+
     def change(self, request: Request, fields: dict[str, str]) -> Response:
         """Retry or cancel a job, then show it."""
         if self._door.session_of_form(request, fields) is None:
@@ -273,6 +281,13 @@ class _Site:
         deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} for d in self._ledger.deliveries(job.id)]
         journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
         return JSONResponse({"job": job.to_json(), "journal": journal, "deliveries": deliveries})
+
+    def api_services(self, request: Request) -> Response:
+        """Answer storage commitment requests and performed procedure steps, newest first, at most ``limit`` of each."""
+        self._authorised(request)
+        limit = _number(request.query_params.get("limit"), 200, 1, 1000)
+        asked, announced = self._ledger.commitments(limit), self._ledger.steps(limit)
+        return JSONResponse({"commitments": [c.to_json() for c in asked], "steps": [s.to_json() for s in announced]})
 
     def api_change(self, request: Request) -> Response:
         """Retry or cancel a job."""

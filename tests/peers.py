@@ -165,6 +165,13 @@ class Orthanc:
             body: bytes = answer.read()
             return body
 
+    def send(self, path: str, body: object, method: str = "POST") -> bytes:
+        """POST or PUT JSON to the REST API."""
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answered: bytes = answer.read()
+            return answered
+
     def instances(self, sop_uid: str) -> list[str]:
         """Return Orthanc's ids of the instances with this SOP Instance UID."""
         request = urllib.request.Request(f"{self.url}/tools/lookup", data=sop_uid.encode())

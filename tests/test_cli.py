@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from node.ledger import Ledger
+from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
 from node.records import Header, Instance, JobState
 from tests.harness import clean_environment, pennode, site, until
 from tests.peers import free_port
@@ -182,3 +182,25 @@ def test_states_can_be_named_in_any_list() -> None:
     done = pennode("jobs", "list", "--state", "NONSENSE")
     assert done.returncode == 2
     assert all(state in " ".join(done.stderr.split()) for state in JobState)
+
+
+def test_services_lists_what_peers_asked_and_announced(state: dict[str, str]) -> None:
+    folder = Path(state["PENNODE_STATE_DIR"])
+    ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
+    ledger.migrate()
+    now = time.time()
+    reference = Reference("1.2.840.10008.5.1.4.1.1.4", "1.2.3")
+    number = ledger.ask_commitment(Commitment("1.2.77", "MR1", "192.0.2.7", now, now, (reference,)), 9).number
+    assert number is not None
+    ledger.postpone_commitment(number, "MR1 does not answer", "check that it runs", now, now)
+    ledger.create_step(
+        ProcedureStep("1.2.9", "MR1", "192.0.2.7", StepState.IN_PROGRESS, ("1.2.4",), "", "", now, now), {}
+    )
+    ledger.close()
+    listed = [line.split("\t") for line in pennode("services", environment=state).stdout.splitlines()]
+    assert [(kind, what, who) for kind, what, _, who, *_ in listed] == [
+        ("commitment", "PENDING", "MR1"), ("step", "IN PROGRESS", "MR1"),
+    ]  # fmt: skip
+    assert listed[0][4:] == ["1 images", "MR1 does not answer (check that it runs)"]
+    found = json.loads(pennode("services", "--json", environment=state).stdout)
+    assert (found["commitments"][0]["transaction_uid"], found["steps"][0]["sop_uid"]) == ("1.2.77", "1.2.9")

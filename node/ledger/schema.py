@@ -165,3 +165,47 @@ caller = Table(
     Column("first_at", Float, nullable=False),
     Column("last_at", Float, nullable=False),
 )
+
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("number", _ID, primary_key=True, autoincrement=True),
+    Column("transaction_uid", _UID, nullable=False),
+    Column("calling_ae", String(16), nullable=False),
+    Column("peer", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("references", JSON, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("requested", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("next_step", Text, nullable=False),
+    Column("asked_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("calling_ae", "transaction_uid"),
+    Index("ix_commitment_due", "state", "not_before"),
+)
+
+procedure_step = Table(
+    "procedure_step",
+    metadata,
+    Column("sop_uid", _UID, primary_key=True),
+    Column("calling_ae", String(16), nullable=False),
+    Column("peer", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("study_uids", JSON, nullable=False),
+    Column("started", String(32), nullable=False),
+    Column("ended", String(32), nullable=False),
+    Column("created_at", Float, nullable=False, index=True),
+    Column("updated_at", Float, nullable=False),
+)
+
+performed_series = Table(
+    "performed_series",
+    metadata,
+    Column("step_uid", _UID, primary_key=True),
+    Column("series_uid", _UID, primary_key=True, index=True),
+    Column("sop_uids", JSON, nullable=False),
+)

@@ -11,7 +11,7 @@ from node.settings.base import AETitle, Port, Seconds, Section, Secured
 
 
 class Listener(Section):
-    """The DICOM front door (C-ECHO, C-STORE)."""
+    """The DICOM front door (C-ECHO, C-STORE, storage commitment, MPPS)."""
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 to be reached by other machines")
     port: Port = Field(11112, description="0 picks a free port")
@@ -40,6 +40,7 @@ class Listener(Section):
     max_command: int = Field(16384, ge=512, le=1048576, description="largest command set accepted, in bytes")
     max_object_mb: int = Field(4096, ge=1, description="largest object accepted")
     max_association_mb: int = Field(65536, ge=1, description="bytes over one association, which is aborted after them")
+    max_message_mb: int = Field(4, ge=1, description="largest data set of any other message, which is kept in memory")
     max_series_instances: int = Field(20000, ge=1, description="instances of one series accepted")
     artim_s: float = Field(10.0, gt=0, description="a connection without an association is closed after this")
     pdu_timeout_s: float = Field(30.0, gt=0, description="a PDU that takes longer ends the association")
@@ -81,6 +82,21 @@ class Peer(Secured):
     )
     host: str = Field("", description="where it listens itself, for storage commitment and queries; empty: nowhere")
     port: Port = 104
+
+
+class Commitment(Section):
+    """Storage commitment: how a peer that asks whether its images are safe is told (PS3.4 annex J)."""
+
+    same_association: bool = Field(
+        True, description="report on the association of the request while that is open; false: always on one of our own"
+    )
+    pause_s: Seconds = Field(1.0, description="wait until the peer has been at rest so long before reporting")
+    timeout_s: float = Field(30.0, gt=0, description="wait for a peer's answer to a report")
+    backoff_first_s: float = Field(5.0, gt=0, description="first wait after a report that failed; doubles each time")
+    backoff_max_s: float = Field(900.0, gt=0, description="longest wait between two tries")
+    give_up_after_s: float = Field(86400.0, gt=0, description="a report not delivered for so long is FAILED")
+    max_references: int = Field(10000, ge=1, description="images that one request may name")
+    max_open_per_peer: int = Field(64, ge=1, description="requests of one AE title whose report is not delivered")
 
 
 class Assembly(Section):

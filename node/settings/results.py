@@ -38,6 +38,10 @@ class Delivery(Section):
 class Retention(Section):
     """How long images and results stay in the spool. Jobs that are not finished are never touched."""
 
-    days: float = Field(14.0, gt=0, description="finished jobs older than this leave the spool")
+    days: float = Field(
+        14.0,
+        gt=0,
+        description="finished jobs older than this leave the spool, and what peers asked and announced the ledger",
+    )
     free_floor_mb: int = Field(4096, ge=0, description="below this much free disk the oldest finished jobs leave early")
     interval_s: float = Field(600.0, gt=0)

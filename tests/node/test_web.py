@@ -7,7 +7,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from node.callers import Caller
-from node.ledger import Ledger
+from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
 from node.records import RESEARCH_NOTICE, Header, Instance, JobState, Result, Worker
 from node.web import PAGE_SIZE, Component, Health, create_app
 
@@ -488,3 +488,40 @@ def test_the_api_lists_shows_and_changes_jobs(site: Site) -> None:
         assert client.post(f"/api/jobs/{failed}/retry").json()["job"]["state"] == "READY"
         assert client.post(f"/api/jobs/{failed}/cancel").json()["job"]["state"] == "CANCELLED"
         assert client.get("/api/nothing").json()["status"] == 404
+
+
+# -- what peers asked and announced
+
+
+def test_what_peers_asked_and_announced_is_shown_with_what_to_do(site: Site) -> None:
+    reference = Reference("1.2.840.10008.5.1.4.1.1.4", "1.2.3")
+    asked = Commitment("1.2.77", HOSTILE[:16], "192.0.2.7", T0 - 300, T0 + 120, (reference,) * 3)
+    number = site.ledger.ask_commitment(asked, 9).number
+    assert number is not None
+    site.ledger.postpone_commitment(number, "it is not known where MR1 listens", "add [[peers]]", T0 + 120, T0 - 60)
+    other = site.ledger.ask_commitment(replace(asked, transaction_uid="1.2.78", calling_ae="MR2"), 9).number
+    assert other is not None
+    site.ledger.commitment_reported(other, 2, "reported to MR2", T0)
+    step = ProcedureStep("1.2.9", "MR1", "192.0.2.7", StepState.COMPLETED, ("1.2.4",), "20260301", "", T0 - 60, T0)
+    assert site.ledger.create_step(step, {})
+    with site.signed_in() as client:
+        assert 'href="/services"' in client.get("/").text
+        page = client.get("/services").text
+    assert "<script>alert" not in page
+    for words in (
+        "it is not known where MR1 listens", "add [[peers]]", "Next try in 2 min", "2 not safe", "reported to MR2",
+        "192.0.2.7", '<span class="tag wait">PENDING</span>', '<span class="tag good">REPORTED</span>',
+        '<span class="tag good">COMPLETED</span>', "<code>1.2.4</code>",
+    ):  # fmt: skip
+        assert words in page, words
+    with site.client() as client:
+        assert client.get("/services").headers["location"] == "/login?next=%2Fservices"
+        assert client.get("/api/services").status_code == 401
+        found = client.get("/api/services", headers=BEARER).json()
+        short = client.get("/api/services?limit=1", headers=BEARER).json()
+    assert [(c["calling_ae"], c["state"], c["requested"], c["failed"]) for c in found["commitments"]] == [
+        ("MR2", "REPORTED", 3, 2), (HOSTILE[:16], "PENDING", 3, 0),
+    ]  # fmt: skip
+    assert "references" not in found["commitments"][1]
+    assert found["steps"] == [{**step.to_json(), "study_uids": ["1.2.4"]}]
+    assert len(short["commitments"]) == 1
