@@ -80,7 +80,7 @@ def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
         head = read_at(_HEAD, 0)
         plain = read_plain(head, size, implicit=syntax.is_implicit) if syntax.is_little_endian else None
         if plain is None:
-            plain = _read_thoroughly(read_at, size, head, syntax)
+            plain = _read_thoroughly(read_at, size, head, transfer_syntax_uid)
         identity, pixels_at = plain
         _check_pixel_data(read_at, size, pixels_at, syntax)
     except InvalidInstance:
@@ -112,7 +112,8 @@ def _syntax(transfer_syntax_uid: str) -> _Syntax:
     return _Syntax(uid.is_deflated, uid.is_implicit_VR, uid.is_little_endian)
 
 
-def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, syntax: _Syntax) -> tuple[Identity, int]:
+def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_uid: str) -> tuple[Identity, int]:
+    syntax = _syntax(transfer_syntax_uid)
     # The groups of all frames may be long; then those shared by them must do.
     for tags, budget in ((_TAGS, 16 << 20), (_TAGS[:-1], 64 << 20)):
         stream = _Stream(read_at, size, head, budget)

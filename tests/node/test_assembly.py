@@ -359,11 +359,11 @@ def test_repeated_images_change_nothing(site: Site) -> None:
     site.run(30)
     before = site.ledger.weighings()[SERIES]
     for member in members:
-        assert site.ledger.record(replace(member, received_at=T0 + 30)) is Receipt.DUPLICATE
+        assert site.ledger.record(replace(member, received_at=T0 + 30)) is Receipt.HELD
     assert site.ledger.weighings()[SERIES] == before
     assert site.run(100, since=30) == [60]
     for member in members:
-        assert site.ledger.record(replace(member, received_at=T0 + 100)) is Receipt.DUPLICATE
+        assert site.ledger.record(replace(member, received_at=T0 + 100)) is Receipt.HELD
     assert site.run(200, since=100) == []
     assert len(site.ledger.jobs()) == 1
 
@@ -382,10 +382,9 @@ def test_an_image_between_look_and_seal_postpones_the_seal(site: Site) -> None:
 
 def test_digests_are_found_before_the_seal_and_a_lost_file_does_not_hold_it_up(site: Site) -> None:
     members = [replace(member, sha256="" if n < 3 else member.sha256) for n, member in enumerate(slices(5))]
-    for member in members:
-        site.ledger.record(member)
     site.lost.add(members[1].sop_uid)
-    site.assembler.tick(T0 + 100)
+    site.bring(members)
+    assert len(site.run(10)) == 1
     held = {m.sop_uid: m.sha256 for m in site.ledger.series_instances(SERIES)}
     expected = [f"of {members[0].path}", "", f"of {members[2].path}", members[3].sha256, members[4].sha256]
     assert [held[m.sop_uid] for m in members] == expected

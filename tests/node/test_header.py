@@ -278,9 +278,7 @@ def test_the_quick_look_says_what_pydicom_says(syntax: str, values: dict[str, ob
         except UnicodeEncodeError:
             return
         plain = read_plain(data, len(data), implicit=syntax == uid.ImplicitVRLittleEndian)
-        thorough = header_module._read_thoroughly(
-            lambda n, at: data[at : at + n], len(data), data, header_module._syntax(syntax)
-        )
+        thorough = header_module._read_thoroughly(lambda n, at: data[at : at + n], len(data), data, syntax)
     assert plain in (None, thorough)
 
 
@@ -300,9 +298,7 @@ def test_a_real_header_is_read_quickly_and_the_same() -> None:
         data = data_set(file)
         syntax = pydicom.dcmread(file, stop_before_pixels=True).file_meta.TransferSyntaxUID
         plain = read_plain(data[:32768], len(data), implicit=syntax.is_implicit_VR)
-        thorough = header_module._read_thoroughly(
-            lambda n, at, d=data: d[at : at + n], len(data), data, header_module._syntax(syntax)
-        )
+        thorough = header_module._read_thoroughly(lambda n, at, d=data: d[at : at + n], len(data), data, syntax)
         assert plain == thorough
 
 
