@@ -1,8 +1,8 @@
 """A whole association: bytes through a pair of sockets into `node.ingest`, with a reception, a spool and a ledger.
 
-Laws: each message that the reference decoder finds is answered once, in order; what is answered with success, and
-nothing else, is in the ledger and lies in the spool byte by byte; no temporary file, no thread and no file descriptor
-is left.
+Laws: each message that the reference decoder finds is answered once, in order, with success where it is an object that
+the node takes, and not otherwise; what is answered with success, and nothing else, is in the ledger and lies in the
+spool byte by byte; no temporary file, no thread and no file descriptor is left.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 
 from node.admission import Admission, Quota
+from node.errors import InvalidInstance
+from node.header import read_identity
 from node.ingest import Association, House
 from node.ledger import Ledger
 from node.ledger.schema import metadata
@@ -146,7 +148,9 @@ def _acknowledged(stream: bytes, answers: bytes) -> dict[bytes, tuple[bytes, byt
         return {}
     length = int.from_bytes(answers[2:6], "big")
     results = reference.accepted_contexts(answers[6 : 6 + length])
-    accepted = {number for number, (result, _) in results.items() if result == 0}
+    accepted = {number: syntax.decode() for number, (result, syntax) in results.items() if result == 0}
+    first = next(e for e in sent.events if isinstance(e, reference.Pdu))
+    asked = reference.asked_contexts(first.body)
     said, last = _answers(answers[6 + length :])
     expected: list[reference.Message] = []
     for message in (e for e in sent.events if isinstance(e, reference.Message)):
@@ -167,13 +171,31 @@ def _acknowledged(stream: bytes, answers: bytes) -> dict[bytes, tuple[bytes, byt
         status = response.elements[0x0900]
         if request.number(0x0100) == _ECHO:
             assert status == b"\0\0"
-        elif status == b"\0\0":
-            assert request.number(0x0100) == _STORE
-            assert request.data is not None
-            sop_uid = request.text(0x1000, 0x1001).rstrip(b"\0 ")
-            stored = (request.text(0x0002, 0x0003).rstrip(b"\0 "), request.data)
-            assert found.setdefault(sop_uid, stored) == stored, "success for other bytes under a known UID"
+            continue
+        sop_uid = request.text(0x1000, 0x1001).rstrip(b"\0 ")
+        stored = (request.text(0x0002, 0x0003).rstrip(b"\0 "), request.data or b"")
+        if asked.get(request.context) is None:  # its abstract syntax is not plain to see
+            if status == b"\0\0":
+                found[sop_uid] = stored
+        elif _is_object(request, sop_uid, stored[0], asked[request.context], accepted[request.context]):
+            is_other = found.setdefault(sop_uid, stored) != stored
+            assert status == (b"\x11\1" if is_other else b"\0\0"), "an object was not taken"
+        else:
+            assert status != b"\0\0", "what is no object was taken for one"
     return found
+
+
+def _is_object(
+    request: reference.Message, sop_uid: bytes, sop_class: bytes, abstract: bytes | None, syntax: str
+) -> bool:
+    """Tell whether this is a C-STORE-RQ with the very object that it announces, in a context for its class."""
+    if request.number(0x0100) != _STORE or request.data is None or sop_class != abstract:
+        return False
+    try:
+        identity = read_identity(request.data, syntax)
+    except InvalidInstance:
+        return False
+    return (identity.sop_uid.encode(), identity.sop_class_uid.encode()) == (sop_uid, sop_class)
 
 
 def _answers(stream: bytes) -> tuple[list[reference.Message], int]:
