@@ -30,6 +30,8 @@ _HEAD = 32768
 # A deflated data set may not grow beyond the first; its header must end within the second.
 _MAX_INFLATED = 1 << 32
 _INFLATED_HEAD = 16 << 20
+# Bytes that a first and a second reading may take, the second without the groups of each frame.
+_BUDGETS = (16 << 20, 64 << 20)
 # Pieces that one reading may ask for: an element or item takes one or two, and pydicom some 10 µs for each. The groups
 # of 20 000 frames need fewer.
 _MOST_READS = 2_000_000
@@ -115,7 +117,7 @@ def _syntax(transfer_syntax_uid: str) -> _Syntax:
 def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_uid: str) -> tuple[Identity, int]:
     syntax = _syntax(transfer_syntax_uid)
     # The groups of all frames may be long; then those shared by them must do.
-    for tags, budget in ((_TAGS, 16 << 20), (_TAGS[:-1], 64 << 20)):
+    for tags, budget in zip((_TAGS, _TAGS[:-1]), _BUDGETS, strict=True):
         stream = _Stream(read_at, size, head, budget)
         try:
             found = read_dataset(

@@ -106,10 +106,18 @@ def _write_seeds(name: str, folder: Path) -> None:
 def _drive(
     name: str, options: list[str], environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.drive", name, *options], capture_output=True, text=True, check=False,
-        errors="replace", env={**os.environ, **(environment or {})}, preexec_fn=lambda: os.nice(10),
-    )  # fmt: skip
+    memory = Path("/dev/shm")
+    # The fuzzer leaves without a word to Python's exit handlers: what it has left behind goes with this folder.
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="pennode-fuzz-") as scratch:
+        return subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.drive", name, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            errors="replace",
+            env={**os.environ, **(environment or {}), "TMPDIR": scratch},
+            preexec_fn=lambda: os.nice(10),
+        )
 
 
 if __name__ == "__main__":

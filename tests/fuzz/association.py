@@ -1,8 +1,8 @@
 """A whole association: bytes through a pair of sockets into `node.ingest`, with a reception, a spool and a ledger.
 
-Laws: each message that the reference decoder finds is answered once, in order; what is answered with success, and
-nothing else, is in the ledger and lies in the spool byte by byte; no temporary file, no thread and no file descriptor
-is left.
+Laws: each message that the reference decoder finds is answered once, in order, with success where it is an object that
+the node takes, and not otherwise; what is answered with success, and nothing else, is in the ledger and lies in the
+spool byte by byte; no temporary file, no thread and no file descriptor is left.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import threading
 from functools import cache
 from pathlib import Path
 
-from node.admission import Admission, Quota
-from node.ingest import Association, House
+from node.errors import InvalidInstance
+from node.gate import Gate
+from node.header import read_identity
+from node.ingest import Association
 from node.ledger import Ledger
 from node.ledger.schema import metadata
-from node.negotiation import supported_contexts
-from node.reception import Reception
+from node.listener import Door
 from node.settings import Listener
 from node.spool import Spool
 from tests.fuzz import exchanges, reference
@@ -43,24 +44,22 @@ class _Dripping(socket.socket):
         return super().recv_into(memoryview(buffer)[: self.most], nbytes, flags)
 
 
-class _House:
-    """The node behind the association, in memory where the machine has a file system there."""
+class _Home:
+    """The node behind the association, put together as a door does it, below the folder for temporary files."""
 
     def __init__(self) -> None:
-        memory = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(prefix="pennode-fuzz-", dir=memory if memory.is_dir() else None))
-        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        self.spool = Spool(self.folder / "spool")
+        folder = Path(tempfile.mkdtemp(prefix="pennode-fuzz-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        self.spool = Spool(folder / "spool")
         self.spool.prepare()
-        self.ledger = Ledger(f"sqlite:///{self.folder / 'ledger.sqlite3'}")
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
         self.ledger.migrate()
         atexit.register(self.ledger.close)
-        self.open: list[int] = []
-        reception = Reception(self.ledger, self.spool, _SETTINGS, lambda _n, _s: None, lambda: None)
-        self.admission = Admission(Quota(1, 1, 1, 1))
-        self.house = House(
-            _SETTINGS, supported_contexts(), reception, self.admission, self.open.append, self.open.remove
-        )
+        self.door = Door(self.ledger, self.spool, _SETTINGS, changed=lambda: None)
+        self.door.start()
+        atexit.register(self.door.stop)
+        assert isinstance(self.door._server, Gate)
+        self.house = self.door._server._house
 
 
 def held(ledger: Ledger) -> dict[bytes, tuple[str, str]]:
@@ -81,8 +80,8 @@ def forget(ledger: Ledger, spool: Spool) -> None:
 
 
 @cache
-def _at_home() -> _House:
-    return _House()
+def _at_home() -> _Home:
+    return _Home()
 
 
 def check(data: bytes) -> None:
@@ -94,8 +93,8 @@ def check(data: bytes) -> None:
         stream = exchanges.association_requests()["small"] + stream
     home = _at_home()
     answers = _converse(home, stream, _READS[data[0] % len(_READS)])
-    assert not home.open, "an association is open still"
-    assert not home.admission.everyone(), "a connection is counted still"
+    assert not home.door.associations(), "an association is open still"
+    assert not home.house.admission.everyone(), "a connection is counted still"
     assert not list((home.spool.root / "tmp").iterdir()), "a temporary file is left"
     acknowledged = _acknowledged(stream, answers)
     if not acknowledged and not list((home.spool.root / "series").iterdir()):
@@ -112,7 +111,7 @@ def check(data: bytes) -> None:
         forget(home.ledger, home.spool)
 
 
-def _converse(home: _House, stream: bytes, most: int) -> bytes:
+def _converse(home: _Home, stream: bytes, most: int) -> bytes:
     """Send all of it, close our side, and return what comes back."""
     ours, theirs = socket.socketpair()
     with ours:
@@ -121,7 +120,7 @@ def _converse(home: _House, stream: bytes, most: int) -> bytes:
         dripping = _Dripping(fileno=theirs.detach())
         dripping.most = most
         association = Association(1, dripping, "127.0.0.9", home.house)
-        home.admission.enter(association)
+        home.house.admission.enter(association)
         ours.settimeout(10)
         ours.sendall(stream)
         ours.shutdown(socket.SHUT_WR)
@@ -146,7 +145,9 @@ def _acknowledged(stream: bytes, answers: bytes) -> dict[bytes, tuple[bytes, byt
         return {}
     length = int.from_bytes(answers[2:6], "big")
     results = reference.accepted_contexts(answers[6 : 6 + length])
-    accepted = {number for number, (result, _) in results.items() if result == 0}
+    accepted = {number: syntax.decode() for number, (result, syntax) in results.items() if result == 0}
+    first = next(e for e in sent.events if isinstance(e, reference.Pdu))
+    asked = reference.asked_contexts(first.body)
     said, last = _answers(answers[6 + length :])
     expected: list[reference.Message] = []
     for message in (e for e in sent.events if isinstance(e, reference.Message)):
@@ -167,13 +168,32 @@ def _acknowledged(stream: bytes, answers: bytes) -> dict[bytes, tuple[bytes, byt
         status = response.elements[0x0900]
         if request.number(0x0100) == _ECHO:
             assert status == b"\0\0"
-        elif status == b"\0\0":
-            assert request.number(0x0100) == _STORE
-            assert request.data is not None
-            sop_uid = request.text(0x1000, 0x1001).rstrip(b"\0 ")
-            stored = (request.text(0x0002, 0x0003).rstrip(b"\0 "), request.data)
-            assert found.setdefault(sop_uid, stored) == stored, "success for other bytes under a known UID"
+        if request.number(0x0100) != _STORE:
+            continue
+        sop_uid = request.text(0x1000, 0x1001).rstrip(b"\0 ")
+        stored = (request.text(0x0002, 0x0003).rstrip(b"\0 "), request.data or b"")
+        if asked.get(request.context) is None:  # its abstract syntax is not plain to see
+            if status == b"\0\0":
+                found[sop_uid] = stored
+        elif _is_object(request, sop_uid, stored[0], asked[request.context], accepted[request.context]):
+            is_other = found.setdefault(sop_uid, stored) != stored
+            assert status == (b"\x11\1" if is_other else b"\0\0"), "an object was not taken"
+        else:
+            assert status != b"\0\0", "what is no object was taken for one"
     return found
+
+
+def _is_object(
+    request: reference.Message, sop_uid: bytes, sop_class: bytes, abstract: bytes | None, syntax: str
+) -> bool:
+    """Tell whether this C-STORE-RQ has the very object that it announces, in a context for its class."""
+    if request.data is None or sop_class != abstract:
+        return False
+    try:
+        identity = read_identity(request.data, syntax)
+    except InvalidInstance:
+        return False
+    return (identity.sop_uid.encode(), identity.sop_class_uid.encode()) == (sop_uid, sop_class)
 
 
 def _answers(stream: bytes) -> tuple[list[reference.Message], int]:

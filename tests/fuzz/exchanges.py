@@ -61,6 +61,7 @@ def streams() -> dict[str, bytes]:
         "store": message(one, 1, 4096) + RELEASE,
         "store-in-small-pdus": message(one, 1, 100) + RELEASE,
         "store-in-one-pdu": pdu(4, scattered + pdv(1, 2, b"")) + RELEASE,
+        "store-byte-by-byte": _byte_by_byte(image(3, ImageComments="x" * 800)),
         "pipelined": message(one, 1, 4096, 1) + message(two, 5, 4096, 2) + echo() + message(one, 1, 4096, 3) + RELEASE,
         "abort-within": message(one, 1, 4096)[:-50] + ABORT,
         "release-within": pdu(4, pdv(1, 3, head)) + RELEASE,
@@ -71,6 +72,13 @@ def streams() -> dict[str, bytes]:
         "interleaved": pdu(4, pdv(1, 3, head) + pdv(5, 0, b"x")),
         "command-for-data": pdu(4, pdv(1, 3, head) + pdv(1, 3, head)),
     }
+
+
+def _byte_by_byte(sent: Sent) -> bytes:
+    """A C-STORE-RQ with one byte in each PDV of its data set."""
+    values = [pdv(1, 2 if n == len(sent.data) else 0, sent.data[n - 1 : n]) for n in range(1, len(sent.data) + 1)]
+    pdus = [pdu(4, b"".join(values[n : n + 500])) for n in range(0, len(values), 500)]
+    return pdu(4, pdv(1, 3, store_request(sent))) + b"".join(pdus) + RELEASE
 
 
 def whole_exchange() -> bytes:

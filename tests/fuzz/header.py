@@ -51,8 +51,17 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> dict[str, bytes]:
-    """Images in every encoding, and what their headers may hold."""
-    return {
+    """Images in every encoding, what their headers may hold, and what was read in two ways once."""
+    plain = exchanges.encode(exchanges.data_sets()["plain"])
+    number = b"\x20\0\x12\0IS\2\x001 "
+    assert number in plain
+    found = {
+        "number-with-a-control-character": b"\0" + plain.replace(number, number[:-1] + b"\x94"),
+        "number-with-an-underscore": b"\0" + plain.replace(number, number[:6] + b"\4\x001_0 "),
+        "nothing-at-all": b"\0",
+        "sequence-of-empty-items": b"\1\x18\0\x12\0\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\0\0\0\0" * 500,
+    }
+    return found | {
         f"{name}-{syntax.name.lower().replace(' ', '-')}": bytes([number]) + exchanges.encode(ds, syntax)
         for name, ds in exchanges.data_sets().items()
         for number, syntax in enumerate(SYNTAXES[:4])

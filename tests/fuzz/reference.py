@@ -7,6 +7,7 @@ no code. Where the standard leaves a choice, what we chose is said beside it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 ASSOCIATE_RQ, ASSOCIATE_AC, P_DATA_TF, RELEASE_RQ, ABORT = 1, 2, 4, 5, 7
@@ -168,6 +169,24 @@ def accepted_contexts(body: bytes) -> dict[int, tuple[int, bytes]]:
             found[item[0]] = (item[2], item[8:])
         at += 4 + length
     return found
+
+
+def asked_contexts(body: bytes) -> dict[int, bytes | None]:
+    """Read what an A-ASSOCIATE-RQ asks for (PS3.8 section 9.3.2): context ID to abstract syntax, where it has one."""
+    found: dict[int, bytes | None] = {}
+    for kind, item in _items(body[68:]):
+        if kind == 0x20 and item:
+            abstract = [value for sub, value in _items(item[4:]) if sub == 0x30]
+            found[item[0]] = abstract[0].rstrip(b"\0 ") if len(abstract) == 1 and item[0] not in found else None
+    return found
+
+
+def _items(encoded: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(encoded):
+        length = int.from_bytes(encoded[at + 2 : at + 4], "big")
+        yield encoded[at], encoded[at + 4 : at + 4 + length]
+        at += 4 + length
 
 
 def _insist(condition: bool) -> None:

@@ -49,4 +49,7 @@ def check(data: bytes) -> None:
 
 def seeds() -> dict[str, bytes]:
     """Requests as scanners, DCMTK and pynetdicom make them."""
-    return {name: pdu[6:] for name, pdu in exchanges.association_requests().items()}
+    found = {name: pdu[6:] for name, pdu in exchanges.association_requests().items()}
+    second = found["small"].index(b"1.2.840.10008.1.1@") - 8
+    found["context-id-twice"] = found["small"][:second] + b"\1" + found["small"][second + 1 :]
+    return found

@@ -130,6 +130,20 @@ def test_a_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         read_identity(bomb, uid.DeflatedExplicitVRLittleEndian)
 
 
+def test_wherever_the_groups_of_all_frames_are_too_long_those_shared_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, measures, frame = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, frame.FrameContentSequence = [0.25, 0.75], [Dataset(), Dataset()]
+    shared.PixelMeasuresSequence = [measures]
+    ds = mr(SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=[frame] * 20, NumberOfFrames=20)
+    del ds.PixelSpacing
+    ds["PerFrameFunctionalGroupsSequence"].is_undefined_length = True  # read item by item, not as one value
+    data = encoded(ds)
+    begin = data.index(b"\x00\x52\x30\x92")
+    for budget in range(begin, begin + 200):
+        monkeypatch.setattr(header_module, "_BUDGETS", (budget, 1 << 20))
+        assert read(data, EXPLICIT).header.pixel_spacing == (0.25, 0.75)
+
+
 def test_a_header_of_items_without_number_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header_module, "_MOST_READS", 1000)
     item = b"\xfe\xff\x00\xe0\0\0\0\0"
