@@ -217,4 +217,7 @@ class Door:
     def _on_closed(self, number: int) -> None:
         with self._lock:
             self._open.pop(number, None)
+            nobody = not self._open
+        if nobody:
+            self.reception.rest()
         self._changed()

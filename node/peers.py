@@ -91,6 +91,11 @@ class Peers:
         name = peer.name if peer is not None else ""
         return Verdict(name, group=address, most=self._listener.max_associations_per_peer)
 
+    def known(self, calling: str, address: str) -> Peer | None:
+        """Return the peer that calls by this title from this address, unless it is switched off."""
+        peer, _ = self._find(calling, _address(address))
+        return peer if peer is not None and peer.enabled else None
+
     def listing(self, callers: Sequence[Caller], contacts: Mapping[str, Contact]) -> Listing:
         """Put what the ledger remembers beside what is configured."""
         return Listing(

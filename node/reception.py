@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from node import statuses
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 # How often the free disk is looked at: while an object grows, and while many small ones come.
 _LOOK_EVERY = 16 << 20
 _LOOK_EVERY_S = 0.1
+_MOST_TRIES = 3
 
 
 class Reception:
@@ -62,6 +64,7 @@ class Reception:
         self._now = now
         self._group: GroupCommit[Instance, Recorded | PennodeError] = GroupCommit(self._commit)
         self._idle = threading.Condition()
+        self._doubtful: deque[str] = deque()
         self._busy = 0
         self._look_again = 0.0
         self._stopping = False
@@ -71,6 +74,10 @@ class Reception:
         with self._idle:
             self._stopping = True
             self._idle.wait_for(lambda: self._busy == 0, timeout_s)
+        self._spool.unnamed.close_spares()
+
+    def rest(self) -> None:
+        """Close what lies ready: nobody is there who could need it."""
         self._spool.unnamed.close_spares()
 
     def is_short_of_disk(self) -> bool:
@@ -182,12 +189,26 @@ class Reception:
             header=identity.header,
             association=incoming.origin.number,
         )
-        answer = self._group.submit(instance)
-        if isinstance(answer, PennodeError) or answer.receipt is not Receipt.NEW:
-            self._nothing_new(incoming.origin.number, identity.series_uid)
-        if isinstance(answer, PennodeError):
-            raise answer
-        return statuses.SUCCESS if answer.receipt is Receipt.NEW else self._again(instance, answer)
+        try:
+            return self._record(instance)
+        except PennodeError:
+            self._doubtful.append(path)
+            raise
+
+    def _record(self, instance: Instance) -> int:
+        for _ in range(_MOST_TRIES):
+            answer = self._group.submit(instance)
+            if isinstance(answer, PennodeError) or answer.receipt is not Receipt.NEW:
+                self._nothing_new(instance.association, instance.series_uid)
+            if isinstance(answer, PennodeError):
+                raise answer
+            status = statuses.SUCCESS if answer.receipt is Receipt.NEW else self._again(instance, answer)
+            if status is not None:
+                self._sweep()
+                return status
+            # Retention took the other one meanwhile.
+            self._joined(instance.association, instance.series_uid)
+        raise LedgerUnavailable("an object under the same UID comes and goes", "send it again")
 
     def _commit(self, batch: Sequence[Instance]) -> list[Recorded | PennodeError]:
         """Flush each folder once, and record all in one transaction."""
@@ -208,25 +229,47 @@ class Reception:
             self._changed()
         return outcomes
 
-    def _again(self, instance: Instance, held: Recorded) -> int:
-        """Keep or remove a file that the ledger did not take, and return the status for it."""
-        if held.path == instance.path:  # taken after all, when the ledger could not say so
-            return statuses.SUCCESS
+    def _again(self, instance: Instance, held: Recorded) -> int | None:
+        """Keep or remove a file that the ledger did not take, and return the status for it; None: record it anew."""
         if held.receipt is Receipt.TOO_MANY:
             self._spool.remove(instance.path)
             raise OutOfDisk(
                 f"series {instance.series_uid} has listener.max_series_instances images", "raise it if this is no fault"
             )
         try:
-            same = self._spool.same(instance.path, held.path)
-        except NotFound:  # the file was lost: this one takes its place, if it is not known to be another
-            if not held.sha256 or held.sha256 == self._spool.sha256(instance.path):
-                self._ledger.replace_path(instance.sop_uid, instance.path)
-                return statuses.SUCCESS
-            same = False
-        self._spool.remove(instance.path)
-        if same:
+            # Its name was free: the file was lost, or the ledger took this one before and could not say so.
+            lost = held.path == instance.path
+            same = not lost and self._spool.same(instance.path, held.path)
+        except NotFound:
+            lost = True
+        else:
+            # What lies there may have been damaged since, and this one is what came first.
+            lost = lost or (not same and bool(held.sha256) and self._spool.sha256(held.path) != held.sha256)
+        if lost and held.sha256 in ("", self._spool.sha256(instance.path)):
+            if not self._ledger.replace_file(instance, held):
+                return None
+            if held.path != instance.path:
+                self._spool.remove(held.path)
+            log.warning("image %s was lost or damaged in the spool, and came again", instance.sop_uid)
             return statuses.SUCCESS
+        if not lost and same:
+            if held.path not in self._ledger.known_paths({held.path}):
+                return None
+            self._spool.remove(instance.path)
+            return statuses.SUCCESS
+        self._spool.remove(instance.path)
         self._ledger.note_conflict(instance, held.series_uid)
         log.warning("another object came under SOP Instance UID %s: the first is kept", instance.sop_uid)
         return statuses.DUPLICATE_SOP_INSTANCE
+
+    def _sweep(self) -> None:
+        """Remove files whose way into the ledger ended in doubt, now that it answers, where they are not in it."""
+        doubtful = set()
+        with contextlib.suppress(IndexError):
+            while True:
+                doubtful.add(self._doubtful.popleft())
+        try:
+            for path in doubtful - self._ledger.known_paths(doubtful) if doubtful else ():
+                self._spool.remove(path)
+        except PennodeError:
+            self._doubtful.extend(doubtful)

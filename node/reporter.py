@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import re
@@ -11,8 +10,8 @@ from itertools import groupby
 
 from node.commitment import SOP_CLASS_UID, SOP_INSTANCE_UID, StorageCommitment
 from node.errors import PeerRefused, PeerUnavailable
+from node.peers import Peers
 from node.scu import Address, associate_as_scp, send_event_report
-from node.settings import Peer
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ class Reporter:
         By which we call.
     """
 
-    def __init__(self, commitment: StorageCommitment, peers: Sequence[Peer], ae_title: str) -> None:
+    def __init__(self, commitment: StorageCommitment, peers: Peers, ae_title: str) -> None:
         self._commitment = commitment
         self._peers = peers
         self._ae_title = ae_title
@@ -51,12 +50,12 @@ class Reporter:
                 )
         return _ROUND_S
 
-    def _address(self, calling_ae: str, peer: str) -> Address | None:
-        """Return where the peer of that AE title, which called from the address `peer`, listens itself."""
-        for known in self._peers:
-            if known.ae_title.strip() == calling_ae and known.host and _may_come(known, peer):
-                return Address(known.ae_title, known.host, known.port, self._ae_title)
-        return None
+    def _address(self, calling_ae: str, address: str) -> Address | None:
+        """Return where the peer of that AE title, which called from `address`, listens itself."""
+        known = self._peers.known(calling_ae, address)
+        if known is None or not known.host:
+            return None
+        return Address(known.ae_title, known.host, known.port, self._ae_title, known.security)
 
     def _report(self, address: Address, numbers: Sequence[int]) -> None:
         waiting = list(numbers)
@@ -73,12 +72,3 @@ class Reporter:
         except (PeerRefused, PeerUnavailable) as error:
             for number in waiting:
                 self._commitment.postpone(number, error.reason, error.next_step)
-
-
-def _may_come(peer: Peer, address: str) -> bool:
-    if not peer.networks:
-        return True
-    try:
-        return any(ipaddress.ip_address(address) in network for network in peer.networks)
-    except ValueError:  # no address: it came over something else than a network
-        return False

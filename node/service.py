@@ -140,7 +140,9 @@ class Node:
             "assembly": assembler.tick,
             "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
             "callers": door.callers.tick,
-            "storage commitment": Reporter(commitment, settings.peers, settings.listener.ae_title).tick,
+            "storage commitment": Reporter(
+                commitment, Peers(settings.listener, settings.peers), settings.listener.ae_title
+            ).tick,
             "retention": Caretaker(ledger, spool, settings.retention).tick,
         }
         for census in asked.values():

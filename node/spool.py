@@ -26,6 +26,7 @@ from node.part10 import skip_head
 from node.unnamed import Unnamed, disk_errors, link
 
 _PIECE = 1 << 20
+_MOST_FOLDERS = 10_000
 
 
 class Spool:
@@ -38,16 +39,18 @@ class Spool:
     """
 
     def __init__(self, root: Path, sync: Callable[[int], None] = os.fsync) -> None:
-        self.root = root
+        self.root = root = root.absolute()
         self._sync = sync
         self.unnamed = Unnamed(root / "tmp")
         self._folders = threading.Lock()  # held while a folder is made, filled or dropped
+        self._made: set[str] = set()  # folders whose own names are on disk
 
     def prepare(self) -> None:
         """Make the folders and drop what an earlier process left half-written."""
         with disk_errors():
             for name in ("series", "results", "unknown", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o750)
+            self._flush_folder(str(self.root))
             for leftover in (self.root / "tmp").iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
             self.unnamed.look()
@@ -142,20 +145,26 @@ class Spool:
         return relative
 
     def _link(self, temporary: str, relative: str) -> str:
-        target = f"{self.root}/{relative}"
+        folder = relative.rpartition("/")[0]
         with self._folders:
+            if folder not in self._made:
+                self._make_folder(folder)
             try:
-                link(temporary, target)
-            except FileNotFoundError:
-                self._make_folder(Path(target).parent)
-                link(temporary, target)
+                link(temporary, f"{self.root}/{relative}")
+            except FileNotFoundError:  # somebody else removed it
+                self._make_folder(folder)
+                link(temporary, f"{self.root}/{relative}")
         return relative
 
-    def _make_folder(self, folder: Path) -> None:
-        missing = [folder, *itertools.takewhile(lambda parent: not parent.is_dir(), folder.parents)]
-        for one in reversed(missing):
-            one.mkdir(exist_ok=True, mode=0o750)
-            self._flush_folder(str(one.parent))
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder, and bring to disk that it is there, also where an earlier process made it and was killed."""
+        path = self.root / folder
+        path.mkdir(parents=True, exist_ok=True, mode=0o750)
+        for parent in path.relative_to(self.root).parents[:-1]:
+            self._flush_folder(str(self.root / parent))
+        if len(self._made) >= _MOST_FOLDERS:
+            self._made.clear()
+        self._made.add(folder)
 
     def _flush_folder(self, folder: str) -> None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -171,10 +180,13 @@ class Spool:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
+                self._made.discard(relative.rpartition("/")[0])
 
     def remove_results(self, job_id: str, fence: int | None = None) -> None:
         """Remove the results of one job, or of one of its attempts."""
         folder = self.root / "results" / job_id
+        with self._folders:
+            self._made -= {name for name in self._made if name.startswith(f"results/{job_id}/")}
         shutil.rmtree(folder if fence is None else folder / str(fence), ignore_errors=True)
 
     def belongs_to(self, identity: str) -> None:

@@ -34,10 +34,19 @@ class Intake:
         with contextlib.suppress(Unsettled), self._db.lock, self._db.lane:
             pass
 
-    def replace_path(self, sop_uid: str, path: str) -> None:
-        """Note that an object whose file was lost has come again and lies at `path`."""
+    def replace_file(self, received: Instance, held: Recorded) -> bool:
+        """Have the file of `received` take the place of that of `held`; False: there is none of it any more."""
         with self._db.write() as connection:
-            connection.execute(update(instance).where(instance.c.sop_uid == sop_uid).values(path=path))
+            return bool(
+                connection.execute(
+                    update(instance)
+                    .where((instance.c.sop_uid == received.sop_uid) & (instance.c.path == held.path))
+                    .values(
+                        path=received.path, size=received.size, transfer_syntax_uid=received.transfer_syntax_uid,
+                        sha256=held.sha256, header=received.header.to_json(),
+                    )
+                ).rowcount
+            )  # fmt: skip
 
     def note_conflict(self, received: Instance, series_uid: str) -> None:
         """Write into the history of `series_uid` that another object came under the UID of one of its images."""

@@ -135,4 +135,5 @@ class Views:
                 images = instance.c.series_uid == purged.series_uid
                 paths += connection.execute(select(instance.c.path).where(images)).scalars()
                 connection.execute(delete(instance).where(images))
+                connection.execute(update(series).where(series.c.series_uid == purged.series_uid).values(instances=0))
         return paths

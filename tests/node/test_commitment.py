@@ -24,6 +24,7 @@ from node.ledger import Commitment as Asked
 from node.ledger import CommitmentState, Ledger, Reference
 from node.listener import Door
 from node.loops import Loop
+from node.peers import Peers
 from node.reporter import Reporter
 from node.retention import Caretaker
 from node.settings import Commitment, Listener, Peer, Retention
@@ -86,7 +87,9 @@ def start(ledger: Ledger, spool: Spool, way: dict[str, bool]) -> Iterator[Callab
             ledger, spool, Commitment(**{**QUICK, **rules}), released=lambda: [loop.wake() for loop in loops]
         )
         broken: list[str] = []
-        loops.append(Loop("storage commitment", Reporter(commitment, peers, "PENNODE").tick, broken.append))
+        loops.append(
+            Loop("storage commitment", Reporter(commitment, Peers(Listener(), peers), "PENNODE").tick, broken.append)
+        )
         settings = Listener(**{"port": 0, "free_floor_mb": 0, "network_timeout_s": 10.0, **way, **(listener or {})})
         door = Door(ledger, spool, settings, changed=lambda: None, commitment=commitment)
         port = door.start()[1]

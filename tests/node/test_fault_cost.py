@@ -243,12 +243,16 @@ def test_a_full_and_a_read_only_disk_cost_no_memory_and_leave_nothing(
             with bounded(child), associate(child.port, CONTEXTS, BAD) as peer:
                 for _ in range(5):
                     assert store(peer, image(7, size=1100)) == statuses.OUT_OF_RESOURCES
+            # What lies ready for the next image is closed with the last association; else nobody could remount.
+            with bounded(child):
                 subprocess.run(["mount", "-o", "remount,ro", str(spool)], check=True)
-                for _ in range(5):
-                    assert store(peer, image(8)) == statuses.OUT_OF_RESOURCES
+                with associate(child.port, CONTEXTS, BAD) as peer:
+                    for _ in range(5):
+                        assert store(peer, image(8)) == statuses.OUT_OF_RESOURCES
                 subprocess.run(["mount", "-o", "remount,rw", str(spool)], check=True)
                 assert set(files_below(spool)) == kept
-                assert store(peer, image(8)) == statuses.SUCCESS
+                with associate(child.port, CONTEXTS, BAD) as peer:
+                    assert store(peer, image(8)) == statuses.SUCCESS
                 assert len(set(files_below(spool)) - kept) == 1
     finally:
         subprocess.run(["umount", "-l", str(spool)], check=True)

@@ -201,6 +201,8 @@ def test_a_large_enhanced_mr_comes_from_storescu_in_constant_memory(tmp_path: Pa
         with bounded(child):
             _run(
                 "storescu",
+                "-aec",
+                "PENNODE",
                 "-R",
                 "-xe",
                 "-pdu",
