@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo up test check fuzz bench bench-ingest bench-node bench-patches clean
+.PHONY: demo up test check fuzz bench bench-assembly bench-ingest bench-node bench-patches clean
 demo: $(VENV)/.installed-run
 	@$(BIN)/pennode demo $(ARGS)
 
@@ -25,13 +25,18 @@ fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	$(BIN)/python -m pytest -m long
 
-bench: bench-node bench-ingest bench-patches
-
+bench: bench-node bench-ingest bench-assembly bench-patches
+ifneq ($(and $(filter bench,$(MAKECMDGOALS)),$(ARGS)),)
+$(error ARGS goes to one bench, each has switches of its own: make bench-node, bench-ingest, bench-assembly or bench-patches ARGS="...")
+endif
 bench-node: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 bench-ingest: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench_ingest $(ARGS)
+
+bench-assembly: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.bench_assembly $(ARGS)
 
 bench-patches: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench_patches $(ARGS)

@@ -42,6 +42,7 @@ class Admission:
         self._lock = threading.Lock()
         self._waiting: dict[int, Connection] = {}  # by id, oldest first
         self._associated: dict[int, Connection] = {}
+        self._group: dict[int, str] = {}  # of those; see `admit`
         self._waiting_of: Counter[str] = Counter()
         self._associated_of: Counter[str] = Counter()
 
@@ -53,16 +54,20 @@ class Admission:
         if leaving is not None:
             leaving.cut()
 
-    def admit(self, connection: Connection) -> tuple[int, int, int] | None:
-        """Let a waiting connection become an association, or return how to reject it (PS3.8 table 9-21)."""
+    def admit(self, connection: Connection, group: str = "", most: int | None = None) -> tuple[int, int, int] | None:
+        """Let a waiting connection become an association, or return how to reject it (PS3.8 table 9-21).
+
+        It is counted under `group`, of which there are `most`; else under its address, with the quota of one.
+        """
         with self._lock:
-            address = connection.address
+            group = group or connection.address
             full = len(self._associated) >= self._quota.associations
-            if full or self._associated_of[address] >= self._quota.associations_per_peer:
+            if full or self._associated_of[group] >= (most or self._quota.associations_per_peer):
                 return LOCAL_LIMIT_EXCEEDED
             self._forget(connection)
             self._associated[id(connection)] = connection
-            self._associated_of[address] += 1
+            self._group[id(connection)] = group
+            self._associated_of[group] += 1
         return None
 
     def part(self, connection: Connection) -> None:
@@ -98,8 +103,13 @@ class Admission:
         self._waiting_of[connection.address] += 1
 
     def _forget(self, connection: Connection) -> None:
-        for group, counts in ((self._waiting, self._waiting_of), (self._associated, self._associated_of)):
-            if group.pop(id(connection), None) is not None:
-                counts[connection.address] -= 1
-                if not counts[connection.address]:
-                    del counts[connection.address]
+        if self._waiting.pop(id(connection), None) is not None:
+            _count_down(self._waiting_of, connection.address)
+        if self._associated.pop(id(connection), None) is not None:
+            _count_down(self._associated_of, self._group.pop(id(connection)))
+
+
+def _count_down(counts: Counter[str], key: str) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

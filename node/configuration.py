@@ -7,6 +7,7 @@ import os
 import tomllib
 import typing
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def effective(settings: Settings) -> dict[str, Any]:
             return masked(value)
         if isinstance(value, tuple):
             return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
+        return str(value) if isinstance(value, Path | IPv4Network | IPv6Network) else value
 
     tree: dict[str, Any] = plain(settings)
     tree["ledger"]["url"] = masked(settings.ledger_url)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
-from node.errors import InvalidInstance, PeerRefused, PeerUnavailable, PennodeError, Retryable
+from node.errors import ConfigurationError, InvalidInstance, PeerRefused, PeerUnavailable, PennodeError, Retryable
 from node.ledger import Ledger
 from node.records import Delivery
 from node.scu import Address, Outgoing, associate, contexts_for, describe, send
@@ -29,7 +29,7 @@ def addresses(settings: Settings) -> dict[str, Address]:
 
     def address(destination: Destination) -> Address:
         calling = destination.calling_ae_title or settings.listener.ae_title
-        return Address(destination.ae_title, destination.host, destination.port, calling)
+        return Address(destination.ae_title, destination.host, destination.port, calling, destination.security)
 
     return {d.name: address(d) for d in settings.destinations}
 
@@ -100,7 +100,7 @@ class Courier:
                         self._ledger.sent(item.id, note, self._clock())
                         log.info("delivered job=%s object=%s to=%s: %s", item.job_id, item.sop_uid, destination, note)
                     waiting.remove((item, outgoing))
-        except (PeerRefused, PeerUnavailable) as error:
+        except (PeerRefused, PeerUnavailable, ConfigurationError) as error:
             for item, _ in waiting:
                 self._settle(item, error)
 

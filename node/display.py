@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jinja2
 
+from node.evidence import Weight
+from node.ledger import CommitmentState, StepState
 from node.logs import printable
 from node.records import FINISHED, JOB_MOVES, RESEARCH_NOTICE, UNFINISHED, DeliveryState, Job, JobState
 
@@ -32,6 +34,18 @@ DELIVERY_TONES: dict[DeliveryState, str] = {
     DeliveryState.FAILED: "bad",
     DeliveryState.CANCELLED: "calm",
 }
+
+COMMITMENT_TONES: dict[CommitmentState, str] = {
+    CommitmentState.PENDING: "wait",
+    CommitmentState.REPORTED: "good",
+    CommitmentState.FAILED: "bad",
+}
+STEP_TONES: dict[StepState, str] = {
+    StepState.IN_PROGRESS: "busy",
+    StepState.COMPLETED: "good",
+    StepState.DISCONTINUED: "warn",
+}
+EVIDENCE_TONES: dict[Weight, str] = {Weight.FOR: "good", Weight.AGAINST: "warn", Weight.NEUTRAL: "calm"}
 
 # Views of several states: what is under way, and what wants a person.
 VIEWS: dict[str, frozenset[JobState]] = {
@@ -86,6 +100,9 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(notice=RESEARCH_NOTICE, states=STATES, tones=DELIVERY_TONES)
+    environment.globals.update(
+        notice=RESEARCH_NOTICE, states=STATES, tones=DELIVERY_TONES, commitment_tones=COMMITMENT_TONES,
+        step_tones=STEP_TONES, weights=EVIDENCE_TONES,
+    )  # fmt: skip
     environment.filters.update(peer=lambda text: printable(text, 256), clock=clock, span=span)
     return environment

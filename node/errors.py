@@ -13,6 +13,8 @@
     └── Permanent                 the same work fails again until somebody changes something
         ├── ConfigurationError    settings name something that does not exist or cannot work
         ├── InvalidInstance       received bytes are not the DICOM object they claim to be
+        ├── InvalidRequest        a web request breaks its format
+        ├── RequestTooLarge       a web request breaks a limit on its size
         ├── ProtocolViolation     a peer breaks the upper layer protocol, or one of its limits
         ├── Unsuitable            geometry or pixels of a series cannot be segmented
         ├── PeerRefused           the peer answers, and says no
@@ -86,6 +88,14 @@ class ConfigurationError(Permanent):
 
 class InvalidInstance(Permanent):
     """Raised when received bytes are not the DICOM object they claim to be."""
+
+
+class InvalidRequest(Permanent):
+    """Raised when a web request breaks its format; it is answered with 400."""
+
+
+class RequestTooLarge(Permanent):
+    """Raised when a web request breaks a limit on its size; it is answered with 413."""
 
 
 class ProtocolViolation(Permanent):

@@ -1,4 +1,4 @@
-"""The port of the fast path: accepts connections, each with a thread of its own, and ends them all when it closes."""
+"""The ports of the fast path: accept connections, each with a thread of its own, and end them all when they close."""
 
 from __future__ import annotations
 
@@ -9,49 +9,77 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from node.ingest import Association, House
+from node.tls import ServerTls
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 256
 _STOP_S = 5.0
-_OUT_OF_FILES_PAUSE_S = 0.2
+# What the system is short of, when it is, and how long until we look again.
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SHORT_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """A port to listen on, 0 for any that is free, and what makes its connections TLS."""
+
+    port: int
+    tls: ServerTls | None = None
 
 
 class Gate:
-    """Listens on one address.
+    """Listens on one address, at one port or several.
 
     Raises
     ------
     OSError
-        On construction: the address is taken, or not ours.
+        On construction: a port is taken, or the address is not ours.
     """
 
-    def __init__(self, host: str, port: int, house: House) -> None:
+    def __init__(self, host: str, entrances: Sequence[Entrance], house: House) -> None:
         self._house = house
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         both = host == "::" and socket.has_dualstack_ipv6()
-        self._listening = socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
-        self.address: tuple[str, int] = self._listening.getsockname()[:2]
+        self._listening: list[socket.socket] = []
+        try:
+            for entrance in entrances:
+                at = host, entrance.port
+                self._listening.append(socket.create_server(at, family=family, backlog=_BACKLOG, dualstack_ipv6=both))
+        except OSError:
+            for listening in self._listening:
+                listening.close()
+            raise
+        self.addresses: list[tuple[str, int]] = [listening.getsockname()[:2] for listening in self._listening]
         self._numbers = itertools.count(1)
         self._threads: dict[int, threading.Thread] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._accepting = threading.Thread(target=self._accept, name="listener", daemon=True)
-        self._accepting.start()
+        self._accepting = [
+            threading.Thread(target=self._accept, args=(listening, entrance.tls), name="listener", daemon=True)
+            for listening, entrance in zip(self._listening, entrances, strict=True)
+        ]
+        for thread in self._accepting:
+            thread.start()
 
     def is_open(self) -> bool:
         """Tell whether connections are accepted."""
-        return self._accepting.is_alive()
+        return all(thread.is_alive() for thread in self._accepting)
 
     def stop(self) -> None:
-        """Close the port, let what is being stored be finished, and abort the associations, in bounded time."""
+        """Close the ports, let what is being stored be finished, and abort the associations, in bounded time."""
         self._stopping.set()
-        with contextlib.suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._accepting.join(_STOP_S)
-        self._listening.close()
+        for listening in self._listening:
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+        for thread in self._accepting:
+            thread.join(_STOP_S)
+        for listening in self._listening:
+            listening.close()
         self._house.reception.close(_STOP_S)
         for connection in self._house.admission.everyone():
             if isinstance(connection, Association):
@@ -62,22 +90,28 @@ class Gate:
         for thread in threads:
             thread.join(max(0.0, give_up - time.monotonic()))
 
-    def _accept(self) -> None:
+    def _accept(self, listening: socket.socket, tls: ServerTls | None) -> None:
+        short = False
         while not self._stopping.is_set():
             try:
-                connection, address = self._listening.accept()
+                connection, address = listening.accept()
             except OSError as error:
-                if self._stopping.is_set():
-                    return
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    log.error("no connection can be accepted for now: %s", error.strerror)
-                    self._stopping.wait(_OUT_OF_FILES_PAUSE_S)
+                if error.errno in _SHORT and not self._stopping.is_set():
+                    if not short:
+                        log.error("no connection can be accepted for now: %s", error.strerror)
+                    short = True
+                    self._stopping.wait(_SHORT_PAUSE_S)
                 continue
-            self._serve(connection, address[0].removeprefix("::ffff:"))  # IPv4 on a port of both kinds
+            if short:
+                log.info("connections are accepted again")
+            short = False
+            self._serve(connection, address[0].removeprefix("::ffff:"), tls)  # IPv4 on a port of both kinds
 
-    def _serve(self, connection: socket.socket, address: str) -> None:
+    def _serve(self, connection: socket.socket, address: str, tls: ServerTls | None) -> None:
         number = next(self._numbers)
         try:
+            if tls is not None:
+                connection = tls.wrap(connection)  # the handshake is its own thread's
             association = Association(number, connection, address, self._house)
         except OSError:  # gone already
             connection.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pydicom
@@ -46,7 +48,8 @@ _TAGS: list[Any] = [
     "FrameOfReferenceUID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "StudyDescription",
     "BodyPartExamined", "ContrastBolusAgent", "ContrastBolusAgentSequence", "SequenceName", "Manufacturer",
     "InstanceNumber", "AcquisitionNumber", "ImagesInAcquisition", "TemporalPositionIdentifier", "NumberOfFrames",
-    "Rows", "Columns", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
+    "NumberOfTemporalPositions", "InConcatenationTotalNumber", "Rows", "Columns", "ImageOrientationPatient",
+    "ImagePositionPatient", "PixelSpacing",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 
@@ -72,14 +75,14 @@ def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
     size
         Length of the data set in bytes.
     """
-    syntax = UID(transfer_syntax_uid)
+    syntax = _syntax(transfer_syntax_uid)
     try:
         if syntax.is_deflated:
             read_at, size = _inflate(read_at, size)
         head = read_at(_HEAD, 0)
-        plain = read_plain(head, size, implicit=syntax.is_implicit_VR) if syntax.is_little_endian else None
+        plain = read_plain(head, size, implicit=syntax.is_implicit) if syntax.is_little_endian else None
         if plain is None:
-            plain = _read_thoroughly(read_at, size, head, syntax)
+            plain = _read_thoroughly(read_at, size, head, transfer_syntax_uid)
         identity, pixels_at = plain
         _check_pixel_data(read_at, size, pixels_at, syntax)
     except InvalidInstance:
@@ -98,14 +101,28 @@ def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
     return identity
 
 
-def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, syntax: UID) -> tuple[Identity, int]:
+@dataclass(frozen=True)
+class _Syntax:
+    is_deflated: bool
+    is_implicit: bool
+    is_little_endian: bool
+
+
+@lru_cache(maxsize=64)
+def _syntax(transfer_syntax_uid: str) -> _Syntax:
+    uid = UID(transfer_syntax_uid)
+    return _Syntax(uid.is_deflated, uid.is_implicit_VR, uid.is_little_endian)
+
+
+def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_uid: str) -> tuple[Identity, int]:
+    syntax = _syntax(transfer_syntax_uid)
     # The groups of all frames may be long; then those shared by them must do.
     for tags, budget in zip((_TAGS, _TAGS[:-1]), _BUDGETS, strict=True):
         stream = _Stream(read_at, size, head, budget)
         try:
             found = read_dataset(
                 stream,  # type: ignore[arg-type, unused-ignore]
-                is_implicit_VR=syntax.is_implicit_VR,
+                is_implicit_VR=syntax.is_implicit,
                 is_little_endian=syntax.is_little_endian,
                 stop_when=lambda tag, _vr, _length: tag in _PIXELS,
                 specific_tags=[pydicom.tag.Tag(t) for t in tags],
@@ -188,14 +205,14 @@ def _inflate(read_at: ReadAt, size: int) -> tuple[ReadAt, int]:
     return lambda count, at: bytes(kept[at : at + count]), length
 
 
-def _check_pixel_data(read_at: ReadAt, size: int, start: int, syntax: UID) -> None:
+def _check_pixel_data(read_at: ReadAt, size: int, start: int, syntax: _Syntax) -> None:
     """The pixel data element begins at `start`, or the data set ends there. A shorter rest means a truncated object."""
     rest = size - start
     if rest == 0:
         return
     if rest < 8:
         raise InvalidInstance("the data set ends within an element", "send the image again: it was cut short")
-    if syntax.is_implicit_VR:
+    if syntax.is_implicit:
         offset, length = 8, struct.unpack("<L", read_at(4, start + 4))[0]
     else:
         if rest < 12:
@@ -272,6 +289,8 @@ def _identity(ds: Dataset) -> Identity:
         acquisition_number=_whole(ds, "AcquisitionNumber"),
         images_in_acquisition=_whole(ds, "ImagesInAcquisition"),
         temporal_position=_whole(ds, "TemporalPositionIdentifier"),
+        temporal_positions=_whole(ds, "NumberOfTemporalPositions"),
+        concatenation_total=_whole(ds, "InConcatenationTotalNumber"),
         number_of_frames=max(1, _whole(ds, "NumberOfFrames") or 1),
         rows=_whole(ds, "Rows") or 0,
         columns=_whole(ds, "Columns") or 0,

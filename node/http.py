@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from node.errors import ConfigurationError
 from node.settings import Api
+
+# The head of a request must have come within this time from the connection, or from the answer before it.
+HEAD_S = 10.0
+# Connections to one port. More are closed at once: each costs a file, and C-STORE needs files too.
+MAX_CONNECTIONS = 256
+
+
+class _Punctual(H11Protocol):
+    """uvicorn's protocol with a deadline for the head of each request, which it has not, and a bounded number."""
+
+    _head_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_head()
+
+    def _await_head(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+        self._head_due = self.loop.call_later(HEAD_S, self._end_if_no_head)
+
+    def _end_if_no_head(self) -> None:
+        if self.conn.their_state is h11.IDLE:
+            self.transport.abort()
 
 
 class HttpServer:
@@ -38,6 +77,8 @@ class HttpServer:
         self._broken = broken
         config = uvicorn.Config(
             app,
+            http=_Punctual,
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,

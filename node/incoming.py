@@ -1,35 +1,39 @@
-"""One object while it comes in: a temporary file on the spool's file system, its size and its digest."""
+"""One object while it comes in: a temporary file on the spool's file system, and what its beginning says."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from node.errors import OutOfDisk
 from node.part10 import file_head
-from node.spool import Spool, disk_errors
+from node.spool import Spool
+from node.unnamed import disk_errors
 
 # More pieces than this are joined before they are written: a peer may send one byte at a time.
 _MANY_PIECES = 64
+# So much of the data set stays at hand for whoever reads its header.
+_BEGINNING = 32768
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Which association brings something: our number for it, the AE titles fit for a log line, the address."""
+    """Which association brings something: our number for it, the AE titles fit for a log line, the address.
+
+    `study_uid` is the study that all of it must belong to; empty: any.
+    """
 
     number: int
     calling_ae: str
     called_ae: str
     address: str
+    study_uid: str = ""
 
 
 class Incoming:
-    """One object that is being received into a temporary file. Ends by `Reception.finish` or by `drop`."""
+    """One object that is being received into a temporary file. Ends by `Reception.tidy` or by `drop`."""
 
     def __init__(self, origin: Origin, sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str) -> None:
         self.origin = origin
@@ -39,40 +43,42 @@ class Incoming:
         self.size = 0
         self.refusal: tuple[int, str] | None = None
         self.handle = -1
-        self.path: Path | None = None
-        self.head_length = 0
-        self._digest = hashlib.sha256()
+        self.path = ""
+        self._head = b""
+        self._beginning = b""
+        self._unwritten = b""
+        self._begun = 0
 
     def open(self, spool: Spool) -> None:
-        """Make the temporary file and write the file meta information."""
-        self.handle, self.path = spool.open_temporary()
-        head = file_head(self.sop_class_uid, self.sop_uid, self.transfer_syntax_uid, self.origin.calling_ae)
-        self.head_length = len(head)
-        with disk_errors():
-            _write_all(self.handle, [memoryview(head)])
+        """Make the temporary file; the file meta information goes in front of the first piece."""
+        self.handle, self.path = spool.unnamed.open()
+        self._head = self._unwritten = file_head(
+            self.sop_class_uid, self.sop_uid, self.transfer_syntax_uid, self.origin.calling_ae
+        )
 
     def append(self, pieces: Sequence[memoryview]) -> None:
         """Write the next pieces of the data set."""
-        for piece in pieces:
-            self._digest.update(piece)
+        if len(self._beginning) < _BEGINNING:
+            for piece in pieces:
+                self._beginning += piece[: _BEGINNING - len(self._beginning)]
+        if self._unwritten:
+            pieces = [memoryview(self._unwritten), *pieces]
+            self._unwritten = b""
         with disk_errors():
             _write_all(self.handle, pieces)
 
-    @property
-    def temporary(self) -> Path:
-        """Where the file lies until it has a name."""
-        if self.path is None:
-            raise OutOfDisk("the file of an object is gone", "nobody but the node may write in the state folder")
-        return self.path
-
-    def sha256(self) -> str:
-        """Return the digest of the data set so far."""
-        return self._digest.hexdigest()
+    def begin_flush(self, spool: Spool) -> None:
+        """Have the disk begin with what came since this was last called."""
+        end = len(self._head) + self.size
+        spool.begin_flush(self.handle, self._begun, end - self._begun)
+        self._begun = end
 
     def read_at(self, count: int, at: int) -> bytes:
         """Return up to `count` bytes of the data set."""
+        if at + count <= len(self._beginning):
+            return self._beginning[at : at + count]
         with disk_errors():
-            return os.pread(self.handle, count, self.head_length + at)
+            return os.pread(self.handle, count, len(self._head) + at)
 
     def refuse(self, status: int, reason: str) -> None:
         """Keep nothing of it; what still comes is thrown away."""
@@ -82,14 +88,14 @@ class Incoming:
 
     def drop(self) -> None:
         """Close and remove the temporary file; a name that was given stays."""
-        handle, path, self.handle, self.path = self.handle, self.path, -1, None
+        handle, path, self.handle, self.path = self.handle, self.path, -1, ""
         # A disk that fails here failed before, and that was told; what is left lying is swept at the next start.
         if handle >= 0:
             with contextlib.suppress(OSError):
                 os.close(handle)
-        if path is not None:
+        if path:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                os.unlink(path)  # noqa: PTH108 - once per image: a Path would cost as much as the call
 
 
 def _write_all(handle: int, pieces: Sequence[memoryview]) -> None:
@@ -117,6 +123,9 @@ class Receiver(Protocol):
 
     def finish(self, incoming: Incoming) -> int:
         """Take the object as whole; return the status to answer (PS3.4 B.2.3)."""
+
+    def tidy(self, incoming: Incoming) -> None:
+        """Close what was finished, and make ready for the next one: once the answer is sent."""
 
     def close(self, timeout_s: float) -> None:
         """Refuse everything from here on, and let what is being committed be finished."""

@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from node import answers, pdata, statuses
 from node.admission import Admission
 from node.errors import ProtocolViolation
+from node.event_reports import EventReports
 from node.incoming import Incoming, Origin, Receiver
-from node.logs import printable
 from node.negotiation import Agreement, Refused, Request, Supported, agree, read_request
+from node.operation import Body, Operation
 from node.pdata import Command, Control, Fragment, Limits, Parser
+from node.peers import Verdict, plain_title
+from node.services import Services
 from node.settings import Listener
+from node.tlswire import HandshakeFailed, TlsSocket, TlsWire
 from node.wire import Gone, Patience, TooSlow, Wire
 
 log = logging.getLogger(__name__)
@@ -36,13 +40,16 @@ _MOST_PIECES = 1024
 class House:
     """What all associations share.
 
-    `opened` and `closed` are called with an association's number when it is established and when it has ended.
+    `judge` says of a calling AE title, a called one and an address whether they may come in. `opened` and `closed` are
+    called with an association's number when it is established and when it has ended.
     """
 
     settings: Listener
     supported: Supported
     reception: Receiver
     admission: Admission
+    judge: Callable[[str, str, str], Verdict]
+    services: Services
     opened: Callable[[int], None]
     closed: Callable[[int], None]
 
@@ -58,13 +65,15 @@ class Association:
         patience = Patience(
             settings.artim_s, settings.pdu_timeout_s, settings.network_timeout_s or _FOR_EVER, settings.min_rate
         )
-        self._wire = Wire(connection, patience)
+        self._wire = TlsWire(connection, patience) if isinstance(connection, TlsSocket) else Wire(connection, patience)
         self._parser = Parser(Limits(settings.max_pdu, settings.max_command))
         self._origin = Origin(number, "", "", address)
         self._agreement = Agreement({}, b"")
         self._maximum = 0
         self._command: Command | None = None
         self._incoming: Incoming | None = None
+        self._body: Body | None = None  # of a message that is not stored
+        self._reports = EventReports(house.services.reports, number)
 
     def run(self) -> None:
         """Serve the peer until the connection is closed."""
@@ -78,6 +87,8 @@ class Association:
             self._tell(str(slow))
             # Before the association there is nobody to abort: PS3.8 has ARTIM close the connection (AA-2).
             last_word = answers.abort(statuses.NOT_SPECIFIED) if self._wire.established else b""
+        except HandshakeFailed as failed:
+            self._tell(str(failed))
         except (Gone, OSError):
             if self._wire.ending and self._wire.established:
                 last_word = answers.abort(statuses.NOT_SPECIFIED)
@@ -114,8 +125,15 @@ class Association:
         except Refused as refused:
             log.warning("rejected an association with %s at %s: %s", self._origin.calling_ae, self.address, refused)
             return answers.rejection(*refused.answer)
+        most = self._settings.max_association_mb * 1_000_000
         while self._transfer():
-            self._wire.receive(self._parser)
+            if self._wire.received > most:
+                raise ProtocolViolation("more than listener.max_association_mb came over it", statuses.NOT_SPECIFIED)
+            until = _FOR_EVER if self._parser.in_pdu or self._parser.in_message else self._reports.due()
+            while not self._wire.receive(self._parser, until):
+                if report := self._reports.next(self._maximum):
+                    self._wire.send(report)
+                until = self._reports.due()
         return answers.release_response()
 
     def _await_request(self) -> Request:
@@ -127,13 +145,16 @@ class Association:
                 return read_request(event.body)
 
     def _establish(self, request: Request) -> None:
-        calling, called = (printable(title.strip(), 16) for title in (request.calling_ae, request.called_ae))
+        calling, called = plain_title(request.calling_ae), plain_title(request.called_ae)
         self._origin = Origin(self.number, calling, called, self.address)
+        verdict = self._house.judge(calling, called, self.address)
+        if verdict.rejection is not None:
+            raise Refused(verdict.rejection, verdict.reason)
         if request.wants_storage and self._house.reception.is_short_of_disk():
             raise Refused(statuses.TEMPORARY_CONGESTION, "less disk is free than listener.free_floor_mb")
-        rejection = self._house.admission.admit(self)
+        rejection = self._house.admission.admit(self, verdict.group, verdict.most)
         if rejection is not None:
-            raise Refused(rejection, "as many associations are open as listener.max_associations(_per_peer) allow")
+            raise Refused(rejection, "as many associations are open as max_associations(_per_peer) allow")
         self._maximum = request.maximum
         self._agreement = agree(request, self._house.supported, self._settings.max_pdu)
         self._parser.establish(_BUFFER)
@@ -170,11 +191,14 @@ class Association:
             raise ProtocolViolation(
                 f"presentation context {command.context_id} was not accepted", statuses.INVALID_PARAMETER
             )
-        if command.field & pdata.RESPONSE:
+        if command.field & pdata.RESPONSE and not self._reports.awaits(command):
             raise ProtocolViolation("a response to nothing", statuses.UNEXPECTED_PARAMETER)
         self._command = command
         sop_class, sop_uid = (_text(value) for value in (command.sop_class, command.sop_instance))
-        if command.field == pdata.C_STORE_RQ and command.has_data and sop_class == agreed[0]:
+        serves = sop_class == agreed[0] and self._house.services.performs(sop_class, command.field)
+        if serves or command.field & pdata.RESPONSE:
+            self._body = self._house.services.body()
+        elif command.field == pdata.C_STORE_RQ and command.has_data and sop_class == agreed[0]:
             self._incoming = self._house.reception.begin(self._origin, sop_class, sop_uid, agreed[1])
         else:
             self._incoming = Incoming(self._origin, sop_class, sop_uid, agreed[1])
@@ -188,37 +212,71 @@ class Association:
             self._finish()
 
     def _take(self, pieces: list[memoryview]) -> None:
+        if self._body is not None:
+            self._body.append(pieces)
+            _check_end(self._body.size, self._settings.max_message_mb)
+            return
         incoming = self._incoming
         assert incoming is not None
         if self._command is not None and self._command.field == pdata.C_ECHO_RQ:
             incoming.size += sum(map(len, pieces))
         else:
             self._house.reception.append(incoming, pieces)
-        if incoming.size > self._settings.max_object_mb * 1_000_000 + _GRACE:
-            raise ProtocolViolation("a data set without end", statuses.NOT_SPECIFIED)
+        _check_end(incoming.size, self._settings.max_object_mb)
 
     def _finish(self) -> None:
-        command, incoming = self._command, self._incoming
+        command, incoming, body = self._command, self._incoming, self._body
         assert command is not None
+        self._command = self._body = None
+        if body is not None:
+            self._perform(command, body)
+            return
         assert incoming is not None
-        self._command = None
         if command.field == pdata.C_CANCEL_RQ:  # nothing runs that could be cancelled, and it has no response
             return
         status = statuses.SUCCESS if command.field == pdata.C_ECHO_RQ else self._house.reception.finish(incoming)
-        self._incoming = None
         self._wire.send(answers.response(command, status, self._maximum))
+        self._house.reception.tidy(incoming)
+        self._incoming = None
+        self._reports.rest()
+
+    def _perform(self, command: Command, body: Body) -> None:
+        """Act upon a message that came whole and is not stored: an operation, or the answer to a report of ours."""
+        if command.field & pdata.RESPONSE:
+            self._reports.answered(command)
+            return
+        syntax = self._agreement.contexts[command.context_id][1]
+        sop_class, sop_uid = (_text(value) for value in (command.sop_class, command.sop_instance))
+        outcome = self._house.services.perform(
+            Operation(self._origin, command.field, sop_class, sop_uid, command.action_type, syntax, body.data)
+        )
+        if outcome.owed is not None:
+            self._reports.owe(outcome.owed, command.context_id, syntax)
+        self._wire.send(
+            answers.response(
+                command, outcome.status, self._maximum, comment=outcome.comment, error_id=outcome.error_id,
+                made=outcome.made,
+            )
+        )  # fmt: skip
+        self._reports.rest()
 
     def _end(self) -> None:
         """Drop what is half received, and tell that the association is no more."""
         if self._incoming is not None:
             self._incoming.drop()
             self._incoming = None
+        self._reports.close()
         if self._wire.established:
             self._wire.established = False
             self._house.closed(self.number)
 
     def _tell(self, reason: str) -> None:
         log.warning("ended the connection with %s at %s: %s", self._origin.calling_ae or "a peer", self.address, reason)
+
+
+def _check_end(size: int, limit_mb: int) -> None:
+    if size > limit_mb * 1_000_000 + _GRACE:
+        raise ProtocolViolation("a data set without end", statuses.NOT_SPECIFIED)
 
 
 def _text(uid: bytes) -> str:

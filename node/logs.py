@@ -34,8 +34,8 @@ def configure(level: str = "INFO", form: str = "plain") -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("httpx", "httpcore", "uvicorn", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # These quote values of a header, which may be a patient's.
-    for name in ("pydicom", "highdicom", "openjpeg"):
+    # These quote values of a header, which may be a patient's, or of a request, with its line breaks.
+    for name in ("pydicom", "highdicom", "openjpeg", "pynetdicom.utils", "pynetdicom.dul"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("pynetdicom").setLevel(logging.ERROR)
 

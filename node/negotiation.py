@@ -20,6 +20,7 @@ from pynetdicom.sop_class import Verification
 
 from node.errors import ProtocolViolation
 from node.pdata import ASSOCIATE_RQ
+from node.services import SOP_CLASSES
 from node.statuses import INVALID_PARAMETER, PROTOCOL_VERSION_NOT_SUPPORTED
 from node.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 
@@ -53,8 +54,9 @@ class Agreement:
 
 
 def supported_contexts() -> Supported:
-    """Return what we take: Verification, and storage classes by `node.storage_classes`; shared by all associations."""
-    wanted: list[tuple[str, Sequence[str]]] = [(Verification, ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"])]
+    """Return what we take, for all associations: storage by `node.storage_classes`, the rest in plain syntaxes."""
+    plain = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
+    wanted: list[tuple[str, Sequence[str]]] = [(sop_class, plain) for sop_class in (Verification, *SOP_CLASSES)]
     wanted += [(sop_class, TRANSFER_SYNTAXES) for sop_class in STORAGE_CLASSES]
     contexts = []
     for abstract, syntaxes in wanted:
@@ -88,7 +90,7 @@ def read_request(body: bytes) -> Request:
         return Request(
             calling_ae=primitive.calling_ae_title,
             called_ae=primitive.called_ae_title,
-            wants_storage=bool(wanted - {Verification}),
+            wants_storage=bool(wanted - {Verification, *SOP_CLASSES}),
             maximum=int(primitive.maximum_length_received or 0),
             primitive=primitive,
         )

@@ -17,10 +17,12 @@ from node.statuses import INVALID_PARAMETER, UNEXPECTED_PARAMETER, UNEXPECTED_PD
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 # Command fields (PS3.7 table E.1-1) and "no data set" in Command Data Set Type.
 C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ, RESPONSE = 0x0001, 0x0030, 0x0FFF, 0x8000
+N_EVENT_REPORT_RQ, N_SET_RQ, N_ACTION_RQ, N_CREATE_RQ = 0x0100, 0x0120, 0x0130, 0x0140
 NO_DATA_SET = 0x0101
 
 # An A-ASSOCIATE-RQ with all 128 presentation contexts, each in two dozen transfer syntaxes, has about 100 kB.
 MAX_ASSOCIATE_RQ = 131072
+_TLS_HANDSHAKE = 0x16  # the first byte of a TLS connection (RFC 8446 section 5.1)
 _PDU_HEADER = struct.Struct(">BxL")
 _PDV_HEADER = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")
@@ -46,7 +48,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command set. UIDs are as encoded: padded, unchecked."""
+    """One command set. UIDs, Affected or Requested, are as encoded: padded, unchecked."""
 
     context_id: int
     field: int
@@ -54,6 +56,10 @@ class Command:
     sop_class: bytes
     sop_instance: bytes
     has_data: bool
+    action_type: int | None = None
+    # Of a response: Message ID Being Responded To, and Status.
+    responded_id: int | None = None
+    status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,8 @@ class Parser:
         kind, length = _PDU_HEADER.unpack_from(self._buffer, self._begin)
         self._begin += _HEADER_LENGTH
         if not ASSOCIATE_RQ <= kind <= ABORT:
-            raise ProtocolViolation(f"PDU type {kind:#04x} does not exist", UNRECOGNISED_PDU)
+            guess = " (TLS, on the port that is for plain DICOM?)" if kind == _TLS_HANDSHAKE else ""
+            raise ProtocolViolation(f"PDU type {kind:#04x} does not exist{guess}", UNRECOGNISED_PDU)
         if kind == P_DATA_TF and self._established:
             # Some peers leave the six bytes of a PDV's header out of the count.
             if not _HEADER_LENGTH <= length <= self._limits.pdu + _HEADER_LENGTH:
@@ -262,6 +269,7 @@ def parse_command(context_id: int, encoded: bytes | bytearray) -> Command:
         found.get(0x0002, found.get(0x0003, b"")),
         found.get(0x1000, found.get(0x1001, b"")),
         data_set != NO_DATA_SET,
+        *(_number(found, element) for element in (0x1008, 0x0120, 0x0900)),
     )
 
 

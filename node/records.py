@@ -124,6 +124,8 @@ class Header:
     acquisition_number: int | None = None
     images_in_acquisition: int | None = None
     temporal_position: int | None = None
+    temporal_positions: int | None = None
+    concatenation_total: int | None = None
     number_of_frames: int = 1
     rows: int = 0
     columns: int = 0
@@ -133,8 +135,7 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the ledger's JSON column, empty ones left out."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v not in ("", (), None)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if v not in ("", (), None)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Header:
@@ -147,7 +148,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Instance:
-    """One received SOP instance: who sent it, where its bytes lie, and its header. Times in seconds since 1970."""
+    """One received SOP instance: who sent it, where its bytes lie, and its header. Times in seconds since 1970.
+
+    `association` numbers the one that brought it, within one run of the node.
+    """
 
     sop_uid: str
     sop_class_uid: str
@@ -162,6 +166,7 @@ class Instance:
     peer: str
     received_at: float
     header: Header = field(default_factory=Header)
+    association: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from node.identity import Identity, clean, finite
 from node.records import Header
 
 _TAG_LENGTH = struct.Struct("<HHL")
+_SHORT_HEADER = struct.Struct("<HH2sH").unpack_from
+_LONGEST_HEADER = 12
 _LONG_VR = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _SHORT_VR = frozenset(
     {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
@@ -31,10 +35,11 @@ _PLAIN: dict[int, bytes] = {
     0x00080005: b"CS", _IMAGE_TYPE: b"CS", 0x00080016: b"UI", 0x00080018: b"UI", 0x00080060: b"CS", 0x00080070: b"LO",
     0x00081030: b"LO", 0x0008103E: b"LO", 0x00180010: b"LO", 0x00180015: b"CS", 0x00180024: b"SH", 0x00181030: b"LO",
     0x0020000D: b"UI", 0x0020000E: b"UI", 0x00200012: b"IS", 0x00200013: b"IS", 0x00200032: b"DS", 0x00200037: b"DS",
-    0x00200052: b"UI", 0x00200100: b"IS", 0x00201002: b"IS", 0x00280008: b"IS", 0x00280010: b"US", 0x00280011: b"US",
-    0x00280030: b"DS",
+    0x00200052: b"UI", 0x00200100: b"IS", 0x00200105: b"IS", 0x00201002: b"IS", 0x00209163: b"US", 0x00280008: b"IS",
+    0x00280010: b"US", 0x00280011: b"US", 0x00280030: b"DS",
 }  # fmt: skip
 _NESTED = frozenset({0x00180012, 0x52009229, 0x52009230})
+_STOP = _PIXELS | _NESTED
 # Numbers as PS3.5 section 6.2 has them. int() and float() take more, "1_0" for one, and of that pydicom takes a part.
 _DECIMAL = rb" *[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})? *"
 _FORMS = {
@@ -69,16 +74,23 @@ def read_plain(head: bytes, size: int, *, implicit: bool) -> tuple[Identity, int
 def _scan(head: bytes, size: int, implicit: bool) -> _Scan | None:
     values: dict[int, bytes] = {}
     position, before = 0, -1
+    last = len(head) - _LONGEST_HEADER
+    end = min(size, len(head))
     try:
         while position != size:
-            tag, vr, start, length = _element(head, position, implicit)
-            if tag in _PIXELS:
-                return _Scan(values, position)
-            if tag <= before or tag in _NESTED:
+            # `_element` in line: this loop goes over every element of every image.
+            if position > last:
                 return None
+            group, element, vr, length = _SHORT_HEADER(head, position)
+            tag = group << 16 | element
+            start = position + 8
+            if implicit or vr not in _SHORT_VR:
+                tag, vr, start, length = _element(head, position, implicit)
+            if tag <= before or tag in _STOP:
+                return _Scan(values, position) if tag in _PIXELS and tag > before else None
             before = tag
-            position = _after_sequence(head, start, implicit, 0) if length == _UNDEFINED else start + length
-            if position > min(size, len(head)):
+            position = start + length if length != _UNDEFINED else _after_sequence(head, start, implicit, 0)
+            if position > end:
                 return None
             if tag in _PLAIN:
                 if length == _UNDEFINED or not (implicit or vr == _PLAIN[tag]):
@@ -140,49 +152,59 @@ def _plain_identity(raw: dict[int, bytes]) -> Identity | None:
     codec = _CODECS.get(raw.get(0x00080005, b"").strip(b" \0"))
     if codec is None:
         return None
-    if any((form := _FORMS.get(_PLAIN[tag])) and not form.fullmatch(value) for tag, value in raw.items()):
-        return None
     try:
-        text = {tag: value.decode(codec) for tag, value in raw.items() if _PLAIN[tag] != b"US"}
-        if any("\\" in value for tag, value in text.items() if _PLAIN[tag] != b"DS" and tag != _IMAGE_TYPE):
-            return None
-        words = {tag: clean(value.rstrip(" \0")) for tag, value in text.items()}
-        whole = {tag: int(words[tag]) for tag, vr in _PLAIN.items() if vr == b"IS" and words.get(tag)}
-        short = {tag: struct.unpack("<H", raw[tag])[0] for tag, vr in _PLAIN.items() if vr == b"US" and raw.get(tag)}
-        number = {
-            tag: tuple(float(part) for part in text[tag].split("\\"))
-            for tag, vr in _PLAIN.items()
-            if vr == b"DS" and text.get(tag, "").strip(" \0")
-        }
+        known: dict[int, Any] = {tag: _decoded(tag, value, codec) for tag, value in raw.items()}
     except (ValueError, struct.error):
         return None
-    image_type = words.get(_IMAGE_TYPE) and text[_IMAGE_TYPE].rstrip(" \0").split("\\")
+    get = known.get
     header = Header(
-        modality=words.get(0x00080060, ""),
-        image_type=tuple(clean(part.rstrip(" \0")) for part in (image_type or ())[:16]),
-        series_description=words.get(0x0008103E, ""),
-        protocol_name=words.get(0x00181030, ""),
-        study_description=words.get(0x00081030, ""),
-        body_part=words.get(0x00180015, ""),
-        contrast_agent=words.get(0x00180010, ""),
-        sequence_name=words.get(0x00180024, ""),
-        manufacturer=words.get(0x00080070, ""),
-        frame_of_reference_uid=words.get(0x00200052, ""),
-        instance_number=whole.get(0x00200013),
-        acquisition_number=whole.get(0x00200012),
-        images_in_acquisition=whole.get(0x00201002),
-        temporal_position=whole.get(0x00200100),
-        number_of_frames=max(1, whole.get(0x00280008) or 1),
-        rows=short.get(0x00280010, 0),
-        columns=short.get(0x00280011, 0),
-        orientation=finite(number.get(0x00200037, ()), 6),
-        position=finite(number.get(0x00200032, ()), 3),
-        pixel_spacing=finite(number.get(0x00280030, ()), 2),
+        modality=get(0x00080060, ""),
+        image_type=get(_IMAGE_TYPE, ()),
+        series_description=get(0x0008103E, ""),
+        protocol_name=get(0x00181030, ""),
+        study_description=get(0x00081030, ""),
+        body_part=get(0x00180015, ""),
+        contrast_agent=get(0x00180010, ""),
+        sequence_name=get(0x00180024, ""),
+        manufacturer=get(0x00080070, ""),
+        frame_of_reference_uid=get(0x00200052, ""),
+        instance_number=get(0x00200013),
+        acquisition_number=get(0x00200012),
+        images_in_acquisition=get(0x00201002),
+        temporal_position=get(0x00200100),
+        temporal_positions=get(0x00200105),
+        concatenation_total=get(0x00209163),
+        number_of_frames=max(1, get(0x00280008) or 1),
+        rows=get(0x00280010) or 0,
+        columns=get(0x00280011) or 0,
+        orientation=finite(get(0x00200037, ()), 6),
+        position=finite(get(0x00200032, ()), 3),
+        pixel_spacing=finite(get(0x00280030, ()), 2),
     )
-    return Identity(
-        sop_class_uid=words.get(0x00080016, ""),
-        sop_uid=words.get(0x00080018, ""),
-        series_uid=words.get(0x0020000E, ""),
-        study_uid=words.get(0x0020000D, ""),
-        header=header,
-    )
+    return Identity(get(0x00080016, ""), get(0x00080018, ""), get(0x0020000E, ""), get(0x0020000D, ""), header)
+
+
+@lru_cache(maxsize=4096)
+def _decoded(tag: int, raw: bytes, codec: str) -> Any:
+    """Return the value of one element, as a number, a word or a tuple; most are the same for all images of a series.
+
+    Raises
+    ------
+    ValueError, struct.error
+        pydicom should read it.
+    """
+    vr = _PLAIN[tag]
+    if vr == b"US":
+        return struct.unpack("<H", raw)[0] if raw else None
+    if vr in _FORMS and not _FORMS[vr].fullmatch(raw):
+        raise ValueError("a number in an odd form")
+    text = raw.decode(codec)
+    if vr == b"DS":
+        return tuple(float(part) for part in text.split("\\")) if text.strip(" \0") else ()
+    text = text.rstrip(" \0")
+    if tag == _IMAGE_TYPE:
+        return tuple(clean(part.rstrip(" \0")) for part in text.split("\\")[:16]) if clean(text) else ()
+    if "\\" in text:
+        raise ValueError("several values")
+    word = clean(text)
+    return word if vr != b"IS" else int(word) if word else None

@@ -1,23 +1,26 @@
-"""Sending objects to a peer by C-STORE, with a word of why when the peer does not take them."""
+"""What we ask of peers: to store objects, to take reports, how many images of a series they have; and why not."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, build_role
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as StudyRootFind
 
 from node.errors import InvalidInstance, PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
 from node.records import is_uid
+from node.settings import Secured
+from node.tls import client_context
 
 # PS3.8 9.3.4: result and reason of an A-ASSOCIATE-RJ from the service user, in words.
 _USER_REJECTS = {
@@ -28,16 +31,19 @@ _USER_REJECTS = {
 }
 _DUPLICATE = 0x0111
 _MAX_CONTEXTS = 128
+# One series has one match; a peer that ignores what it is asked sends all that it has.
+_MOST_MATCHES = 16
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a peer listens, and by which titles we speak."""
+    """Where a peer listens, by which titles we speak, and whether over TLS."""
 
     ae_title: str
     host: str
     port: int
     calling_ae_title: str
+    security: Secured = field(default_factory=Secured)
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"
@@ -76,8 +82,10 @@ def describe(path: Path) -> Outgoing:
 
 
 @contextlib.contextmanager
-def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s: float) -> Iterator[Association]:
-    """Open an association, and release it at the end.
+def associate(
+    peer: Address, contexts: Sequence[PresentationContext], timeout_s: float, as_scp: Sequence[str] = ()
+) -> Iterator[Association]:
+    """Open an association, and release it at the end. Of the SOP classes in `as_scp` we propose to be the SCP.
 
     Raises
     ------
@@ -85,17 +93,35 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
         Nobody answers, or the peer rejects us for now.
     PeerRefused
         The peer rejects us for good, with its reason in words.
+    ConfigurationError
+        A file that its `security` names cannot be used.
     """
+    secured = client_context(peer.security)
     ae = AE(ae_title=peer.calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
     ae.maximum_pdu_size = 0
+    name = peer.security.tls_server_name or peer.host
+    roles: list[Any] = [build_role(sop_class, scp_role=True) for sop_class in as_scp]
     try:
-        association = ae.associate(peer.host, peer.port, contexts=list(contexts), ae_title=peer.ae_title)
+        association = ae.associate(
+            peer.host,
+            peer.port,
+            contexts=list(contexts),
+            ae_title=peer.ae_title,
+            ext_neg=roles,
+            tls_args=(secured, name) if secured else None,
+        )
     except OSError as error:
         raise PeerUnavailable(f"{peer} cannot be found ({error.strerror})", "check its address and the DNS") from error
     connection = association.dul.socket and association.dul.socket.socket
     if not association.is_established:
-        _raise_unassociated(association, peer)
+        if secured is not None:
+            secured.close()
+        if secured is not None and secured.trouble:
+            raise PeerUnavailable(
+                f"{peer} and we have no TLS: {secured.trouble}", "check the certificates on both sides"
+            )
+        _raise_unassociated(association, peer, as_scp)
     try:
         yield association
     finally:
@@ -106,17 +132,63 @@ def associate(peer: Address, contexts: Sequence[PresentationContext], timeout_s:
             connection.close()
 
 
-def _raise_unassociated(association: Association, peer: Address) -> None:
+def _raise_unassociated(association: Association, peer: Address, as_scp: Sequence[str]) -> None:
     if association.rejected_contexts:
-        raise PeerRefused(f"{peer} accepts none of our objects' SOP classes", "let the destination accept them")
+        if as_scp:
+            raise PeerRefused(f"{peer} does not accept {UID(as_scp[0]).name}", "let it accept that from our AE title")
+        raise PeerRefused(f"{peer} accepts none of the SOP classes that we propose", "let it accept them")
     if not association.is_rejected:
-        raise PeerUnavailable(f"{peer} does not answer", "check that it runs, its address, and the firewall")
+        # By TLS 1.3 a peer finds our certificate bad only when we believe the handshake done, and then just closes.
+        whether = "; whether it takes our TLS certificate" if peer.security.tls else ""
+        step = f"check that it runs, its address, and the firewall{whether}"
+        raise PeerUnavailable(f"{peer} does not answer", step)
     answer: Any = association.acceptor.primitive
     permanent = answer is not None and answer.result == 0x01
     if permanent and answer.result_source == 0x01:
         why, what = _USER_REJECTS.get(answer.diagnostic, ("no reason known", "ask the peer's administrator"))
         raise PeerRefused(f"{peer} rejects us: {why}", what)
     raise PeerUnavailable(f"{peer} rejects us for now", "it may be too busy")
+
+
+@contextlib.contextmanager
+def associate_as_scp(peer: Address, sop_class_uid: str, timeout_s: float) -> Iterator[Association]:
+    """Open an association on which we are the SCP of one SOP class, though we ask for it (PS3.7 D.3.3.4).
+
+    A peer that leaves our proposal of roles without an answer is taken to agree: many know no role negotiation, and
+    either take what an SCP sends or refuse that.
+
+    Raises
+    ------
+    PeerUnavailable, PeerRefused
+        As `associate`; PeerRefused also where the peer lets us be no SCP.
+    """
+    contexts = [build_context(sop_class_uid, syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)]
+    with associate(peer, contexts, timeout_s, as_scp=[sop_class_uid]) as association:
+        role = association.acceptor.role_selection.get(UID(sop_class_uid))
+        if role is not None and not role.scp_role:
+            raise PeerRefused(
+                f"{peer} lets us be no SCP of {UID(sop_class_uid).name}", "let it accept the SCP role from our AE title"
+            )
+        yield association
+
+
+def send_event_report(
+    association: Association, sop_class_uid: str, sop_uid: str, event_type: int, information: pydicom.Dataset
+) -> int:
+    """Send one N-EVENT-REPORT (PS3.7 section 10.1.1) and return the status it is answered with.
+
+    Raises
+    ------
+    PeerUnavailable
+        The association broke, or there was no answer.
+    """
+    try:
+        answer, _ = association.send_n_event_report(information, event_type, sop_class_uid, sop_uid)
+    except (RuntimeError, ValueError) as error:
+        raise PeerUnavailable("the association broke", "it is tried again") from error
+    if "Status" not in answer:
+        raise PeerUnavailable("no answer to N-EVENT-REPORT", "check the peer's log")
+    return int(answer.Status)
 
 
 def send(association: Association, outgoing: Outgoing) -> str:
@@ -198,3 +270,54 @@ def send_files(
                 refused.append((outgoing, str(error)))
                 progress(outgoing, str(error))
     return refused
+
+
+def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> dict[str, int]:
+    """Ask how many images of each series a peer has, by Study Root C-FIND at SERIES level (PS3.4 C.4.1 and C.6.2.1.3).
+
+    `series` names the Study Instance UID of each Series Instance UID. A series that the peer does not know has 0; one
+    whose number it does not tell (Number of Series Related Instances is optional, PS3.4 C.3.4) is left out.
+
+    Raises
+    ------
+    PeerUnavailable
+        Nobody answers, or the association broke.
+    PeerRefused
+        The peer takes no such question, or answered with a failure.
+    """
+    try:
+        with associate(peer, [build_context(StudyRootFind)], timeout_s) as association:
+            answers = {uid: _count(association, study_uid, uid) for uid, study_uid in series.items()}
+    except RuntimeError as error:
+        raise PeerUnavailable("the association broke", "it is asked again") from error
+    return {uid: number for uid, number in answers.items() if number is not None}
+
+
+def _count(association: Association, study_uid: str, series_uid: str) -> int | None:
+    asked = pydicom.Dataset()
+    asked.QueryRetrieveLevel = "SERIES"
+    asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
+    asked.NumberOfSeriesRelatedInstances = None
+    found: int | None = 0
+    for number, (response, identifier) in enumerate(association.send_c_find(asked, StudyRootFind)):
+        status = response.get("Status")
+        if status is None:
+            raise PeerUnavailable("no answer to C-FIND", "check the peer's log")
+        if status == 0x0000:
+            break
+        if status not in (0xFF00, 0xFF01):
+            raise PeerRefused(f"the peer answered C-FIND with 0x{status:04X}", "look into the peer's log")
+        if number >= _MOST_MATCHES:
+            association.abort()
+            raise PeerRefused("the peer answers C-FIND with other series than asked for", "set count = false")
+        if identifier is not None and str(identifier.get("SeriesInstanceUID", "")) == series_uid:
+            found = _related_instances(identifier)
+    return found
+
+
+def _related_instances(identifier: pydicom.Dataset) -> int | None:
+    try:
+        number = int(str(identifier.get("NumberOfSeriesRelatedInstances")))
+    except (*UNREADABLE, ValueError):
+        return None
+    return number if number >= 0 else None

@@ -1,8 +1,8 @@
 """Whether the fast path does what pynetdicom itself does, found out before the port opens.
 
-One canned exchange (association, C-ECHO, C-STORE, release) goes over a socket pair to each of the two. Its answers
-must be the same, byte for byte, and so must what would be stored. A version of pynetdicom whose inner parts behave
-otherwise than those we know is thereby noticed at start, and not by a scanner.
+One canned exchange (association, C-ECHO, C-STORE, N-ACTION, N-SET, release) goes over a socket pair to each of the two.
+Its answers must be the same, byte for byte, and so must what would be stored. A version of pynetdicom whose inner parts
+behave otherwise than those we know is thereby noticed at start, and not by a scanner.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pydicom import Dataset
 from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association as StockAssociation
@@ -21,9 +22,14 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from node import pdata, statuses
 from node.admission import Admission, Quota
+from node.commitment import SOP_CLASS_UID as COMMITMENT
 from node.incoming import Incoming, Origin
 from node.ingest import Association, House
+from node.mpps import SOP_CLASS_UID as MPPS
 from node.negotiation import supported_contexts
+from node.operation import Outcome
+from node.peers import Verdict
+from node.services import Services
 from node.settings import Listener
 from node.stock import application_entity
 
@@ -47,11 +53,11 @@ def difference(settings: Listener) -> str:
     if seen[0].stored != seen[1].stored:
         return "an object would be stored otherwise than by pynetdicom"
     for what, stock, fast in zip(
-        ("A-ASSOCIATE", "C-ECHO", "C-STORE", "A-RELEASE"), *(s.answers for s in seen), strict=False
+        ("A-ASSOCIATE", "C-ECHO", "C-STORE", "N-ACTION", "N-SET", "A-RELEASE"), *(s.answers for s in seen), strict=False
     ):
         if stock != fast:
             return f"the answer to {what} is not pynetdicom's"
-    return "" if len(seen[0].answers) == len(seen[1].answers) == 4 else "the canned exchange was not answered whole"
+    return "" if len(seen[0].answers) == len(seen[1].answers) == 6 else "the canned exchange was not answered whole"
 
 
 def _exchange(settings: Listener, serve: Callable[[Listener, socket.socket, _Seen], None]) -> _Seen:
@@ -70,8 +76,21 @@ def _exchange(settings: Listener, serve: Callable[[Listener, socket.socket, _See
 
 
 def _serve_fast(settings: Listener, connection: socket.socket, seen: _Seen) -> None:
+    refused = Outcome(statuses.PROCESSING_FAILURE, "refused", statuses.NO_LONGER_UPDATED)
+    performers = {
+        (COMMITMENT, pdata.N_ACTION_RQ): lambda _operation: Outcome(statuses.SUCCESS),
+        (MPPS, pdata.N_SET_RQ): lambda _operation: refused,
+    }
+    services = Services(performers, len(_DATA))
     house = House(
-        settings, supported_contexts(), _Recorder(seen), Admission(Quota(1, 1, 1, 1)), lambda _n: None, lambda _n: None
+        settings,
+        supported_contexts(),
+        _Recorder(seen),
+        Admission(Quota(1, 1, 1, 1)),
+        judge=lambda _calling, _called, _address: Verdict(),
+        services=services,
+        opened=lambda _number: None,
+        closed=lambda _number: None,
     )
     association = Association(0, connection, "", house)
     threading.Thread(target=association.run, name="self-check", daemon=True).start()
@@ -100,6 +119,9 @@ class _Recorder:
         )
         return statuses.SUCCESS
 
+    def tidy(self, incoming: Incoming) -> None:
+        incoming.drop()
+
     def close(self, timeout_s: float) -> None:
         pass
 
@@ -124,7 +146,12 @@ def _serve_stock(settings: Listener, connection: socket.socket, seen: _Seen) -> 
         return statuses.SUCCESS
 
     association.bind(evt.EVT_C_STORE, on_store)
+    refused = Dataset()
+    refused.Status, refused.ErrorComment = statuses.PROCESSING_FAILURE, "refused"
+    refused.ErrorID = statuses.NO_LONGER_UPDATED
     association.bind(evt.EVT_C_ECHO, lambda _event: statuses.SUCCESS)
+    association.bind(evt.EVT_N_ACTION, lambda _event: (statuses.SUCCESS, None))
+    association.bind(evt.EVT_N_SET, lambda _event: (refused, None))
     association.start()
 
 
@@ -132,7 +159,10 @@ def _association_request() -> bytes:
     def part(kind: int, body: bytes) -> bytes:
         return struct.pack(">BxH", kind, len(body)) + body
 
-    contexts = ((1, _VERIFICATION, (_IMPLICIT,)), (3, _MR, (_IMPLICIT, _EXPLICIT)), (5, _RT_PLAN, (_IMPLICIT,)))
+    contexts = (
+        (1, _VERIFICATION, (_IMPLICIT,)), (3, _MR, (_IMPLICIT, _EXPLICIT)), (5, _RT_PLAN, (_IMPLICIT,)),
+        (7, COMMITMENT.encode(), (_IMPLICIT, _EXPLICIT)), (9, MPPS.encode(), (_IMPLICIT,)),
+    )  # fmt: skip
     body = struct.pack(">HH16s16s32x", 1, 0, b"PENNODE".ljust(16), b"SELF-CHECK".ljust(16))
     body += part(0x10, b"1.2.840.10008.3.1.1.1")
     for number, abstract, syntaxes in contexts:
@@ -142,16 +172,26 @@ def _association_request() -> bytes:
     return struct.pack(">BxL", pdata.ASSOCIATE_RQ, len(body)) + body
 
 
-def _messages() -> tuple[bytes, bytes]:
-    """Return a C-ECHO-RQ, and a C-STORE-RQ with a data set in several PDUs and PDVs."""
+def _messages() -> tuple[bytes, ...]:
+    """Return a C-ECHO-RQ, a C-STORE-RQ with a data set in several PDUs and PDVs, an N-ACTION-RQ and an N-SET-RQ."""
     echo = [(0x0002, _VERIFICATION), (0x0100, b"\x30\0"), (0x0110, b"\1\0"), (0x0800, b"\1\1")]
     store = [
         (0x0002, _MR), (0x0100, b"\1\0"), (0x0110, b"\2\0"), (0x0700, b"\0\0"), (0x0800, b"\0\0"), (0x1000, b"1.2.3.5"),
     ]  # fmt: skip
+    action = [
+        (0x0003, COMMITMENT.encode()), (0x0100, b"\x30\1"), (0x0110, b"\3\0"), (0x0800, b"\0\0"), (0x1001, b"1.2.3.6"),
+        (0x1008, b"\1\0"),
+    ]  # fmt: skip
+    change = [(0x0003, MPPS.encode()), (0x0100, b"\x20\1"), (0x0110, b"\4\0"), (0x0800, b"\0\0"), (0x1001, b"1.2.3.7")]
     third = len(_DATA) // 3
     pieces = [_pdv(3, 0, _DATA[:third]), _pdv(3, 0, _DATA[third : 2 * third]), _pdv(3, 2, _DATA[2 * third :])]
-    return _pdata(_pdv(1, 3, _command(echo))), (
-        _pdata(_pdv(3, 3, _command(store))) + _pdata(pieces[0]) + _pdata(pieces[1] + pieces[2])
+    return (
+        _pdata(_pdv(1, 3, _command(echo))),
+        (_pdata(_pdv(3, 3, _command(store))) + _pdata(pieces[0]) + _pdata(pieces[1] + pieces[2])),
+        *(
+            _pdata(_pdv(context_id, 3, _command(command))) + _pdata(_pdv(context_id, 2, _DATA[:100]))
+            for context_id, command in ((7, action), (9, change))
+        ),
     )
 
 

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import IO
 
 from pydantic import SecretStr
+from starlette.routing import Route
 
 from node.api import WorkerApi
 from node.api import create_app as create_api
 from node.assembly import Assembler
+from node.census import censuses
+from node.commitment import StorageCommitment
 from node.configuration import secret
 from node.delivery import Courier, addresses
 from node.dispatch import Dispatcher, celery_publisher
@@ -30,11 +33,16 @@ from node.keeper import WorkerKeeper
 from node.ledger import Ledger
 from node.listener import Door
 from node.loops import Loop, stop_all
+from node.peers import Peers
 from node.records import WORKER_SILENT_S, Instance
+from node.reporter import Reporter
 from node.retention import Caretaker
 from node.selection import Verdict, select_series
 from node.settings import Settings
+from node.signin import STOW_PATH
 from node.spool import Spool
+from node.stow import OriginServer
+from node.tls import client_context
 from node.web import Component, Health
 from node.web import create_app as create_web
 
@@ -81,6 +89,9 @@ class Node:
             identity = ledger.identity()
         except LedgerUnavailable as error:
             raise ConfigurationError(error.reason, "start the database, or mend ledger.url") from error
+        for kind, others in (("destinations", settings.destinations), ("peers", settings.peers)):
+            for other in others:  # what its certificates lack is said now, and not when it is first needed
+                client_context(other.security, f"{kind}.{other.name}.")
         spool = Spool(settings.spool_dir)
         spool.prepare()
         spool.belongs_to(identity)
@@ -92,8 +103,12 @@ class Node:
         names = [d.name for d in settings.destinations]
         ledger.recover_deliveries(names, time.time())
 
-        door = Door(ledger, spool, settings.listener, changed=lambda: self._wake("assembly"))
-        self._add_loops(ledger, spool, door)
+        commitment = StorageCommitment(
+            ledger, spool, settings.commitment, released=lambda: self._wake("storage commitment")
+        )
+        changed = partial(self._wake, "assembly")
+        door = Door(ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment)
+        self._add_loops(ledger, spool, door, commitment)
         api = WorkerApi(ledger, spool, settings.api, settings.dispatch, names, finished=lambda: self._wake("delivery"))
         self._serve_http(ledger, spool, door, api, stack)
         stack.callback(stop_all, list(self._loops.values()))
@@ -102,23 +117,34 @@ class Node:
         # The door opens last and closes first: whoever gets in finds everything behind it ready.
         host, port = door.start()
         stack.callback(door.stop)
-        self.addresses["dicom"] = f"{settings.listener.ae_title}@{host}:{port}"
+        title = settings.listener.ae_title
+        if settings.listener.plain:
+            self.addresses["dicom"] = f"{title}@{host}:{port}"
+        if door.tls_address is not None:
+            self.addresses["dicom_tls"] = "{}@{}:{}".format(title, *door.tls_address)
         _write_atomically(settings.state_dir / "node.json", json.dumps(self.addresses))
         stack.callback((settings.state_dir / "node.json").unlink, missing_ok=True)
 
-    def _add_loops(self, ledger: Ledger, spool: Spool, door: Door) -> None:
+    def _add_loops(self, ledger: Ledger, spool: Spool, door: Door, commitment: StorageCommitment) -> None:
         settings = self.settings
 
         def judge(members: Sequence[Instance]) -> Verdict:
             return select_series(members, settings.selection)
 
+        asked = censuses(settings, self._wake)
+        assembler = Assembler(
+            ledger, settings.assembly, door.is_open, judge, lambda one: spool.sha256(one.path),
+            sealed=lambda: self._wake("dispatch"), performed=ledger.performed_series, censuses=asked,
+        )  # fmt: skip
         parts: dict[str, Callable[[float], float]] = {
-            "assembly": Assembler(
-                ledger, settings.assembly, door.is_open, judge, sealed=lambda: self._wake("dispatch")
-            ).tick,
+            "assembly": assembler.tick,
             "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
+            "callers": door.callers.tick,
+            "storage commitment": Reporter(commitment, settings.peers, settings.listener.ae_title).tick,
             "retention": Caretaker(ledger, spool, settings.retention).tick,
         }
+        for census in asked.values():
+            parts[f"count at {census.name}"] = census.tick
         peers = addresses(settings)
         # The courier without a destination of its own says of the others' that nobody is named so any more.
         parts["delivery"] = Courier(ledger, spool, peers, settings.delivery, excluding=tuple(peers)).tick
@@ -141,17 +167,28 @@ class Node:
             link = secrets.token_urlsafe(16)
             site = create_web(
                 ledger,
+                peers=Peers(settings.listener, settings.peers),
                 token=_token(settings.web.token, settings.web.token_file, settings.state_dir / "web.token"),
                 health=partial(self._health, ledger, spool, door),
                 allowed_hosts=(settings.web.host, *settings.web.allowed_hosts),
                 link_token=link,
+                more=self._stow(door),
             )
             self._servers["web"] = HttpServer(site, settings.web.host, settings.web.port, "web", self._on_broken)
             stack.callback(self._servers["web"].stop)
             self.addresses["web"] = self._servers["web"].url
+            if settings.web.stow:
+                self.addresses["stow"] = f"{self.addresses['web']}{STOW_PATH}"
             self.addresses["sign_in"] = f"{self.addresses['web']}/?token={link}"
         for server in self._servers.values():
             server.start()
+
+    def _stow(self, door: Door) -> Sequence[Route]:
+        web = self.settings.web
+        if not web.stow:
+            return ()
+        token = _token(web.stow_token, web.stow_token_file, self.settings.state_dir / "stow.token")
+        return OriginServer(door, web, self.settings.listener, token).routes()
 
     def _health(self, ledger: Ledger, spool: Spool, door: Door) -> Health:
         try:
@@ -164,13 +201,13 @@ class Node:
             answers = (True, "answers")
         except LedgerUnavailable as error:
             workers, answers = 0, (False, str(error))
-        listening = f"{self.addresses.get('dicom', '')}, {door.associations()} association(s) open"
-        if door.trouble:
-            listening += f"; {door.trouble}"
+        trouble = door.trouble
+        at = " and ".join(address for name, address in self.addresses.items() if name.startswith("dicom"))
+        listening = "; ".join(filter(None, (f"{at}, {door.associations()} association(s) open", trouble, door.note)))
         return Health(
             components=(
                 Component("ledger", *answers),
-                Component("listener", door.is_listening() and not door.trouble, listening),
+                Component("listener", door.is_listening() and not trouble, listening),
                 *(Component(name, server.is_alive(), "serves") for name, server in self._servers.items()),
                 Component("disk", *disk),
                 Component("workers", workers > 0, f"{workers} alive"),

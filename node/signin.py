@@ -21,11 +21,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # One working day; closing the browser ends it earlier.
 SESSION_S = 12 * 3600.0
 ATTEMPTS_PER_MINUTE = 10
+STOW_PATH = "/dicom-web"
 _FORM_BYTES = 8192
 _SESSIONS = 1000
 _CLIENTS = 10_000
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]{1,5}))?")
-_OWN_PAGE = re.compile(r"/(jobs/[0-9A-Za-z-]{1,64})?")
+_OWN_PAGE = re.compile(r"/(services|jobs/[0-9A-Za-z-]{1,64})?")
 
 
 def own_page(path: str) -> str:
@@ -56,7 +57,8 @@ class Guard:
     """Outermost middleware: refuses unknown Host names, and puts the security headers on every answer.
 
     A foreign site can make a browser send requests here under the foreign *name* (DNS rebinding), never under an IP
-    address; so addresses pass, and names must be known. Probes of ``/health`` may use any name.
+    address; so addresses pass, and names must be known. Probes of ``/health`` may use any name, and so may STOW-RS,
+    which asks for a token that no browser holds.
     """
 
     def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
@@ -76,7 +78,8 @@ class Guard:
                 MutableHeaders(scope=message).update(security_headers(nonce))
             await send(message)
 
-        known = scope["path"] == "/health" or self._knows(Headers(scope=scope).get("host", ""))
+        free = scope["path"] == "/health" or scope["path"].startswith(f"{STOW_PATH}/")
+        known = free or self._knows(Headers(scope=scope).get("host", ""))
         await (self._app if known else _STRANGER)(scope, receive, guarded)
 
     def _knows(self, host: str) -> bool:

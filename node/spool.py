@@ -1,39 +1,31 @@
 """The spool: bytes on disk, nothing else. Where a series stands is the ledger's to know.
 
-A file is written under ``tmp/``, flushed to disk, then linked under its final name, whose folder is flushed too: what
-has a name is whole. The name holds the digest, so one name never means two contents and nothing is ever overwritten.
+A file is written without a name (or under ``tmp/``, where the file system knows no other way), linked under its final
+name, and then it and the folder of its name are flushed to disk: in this order a file system that keeps a log writes it
+once instead of twice. So only what the ledger knows is sure to be whole; at start, names that it does not know are set
+aside. A link takes no name that is taken: nothing is ever overwritten.
 `store_instance` does all of that for one image; the listener does the steps itself, to flush for many at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import itertools
 import os
-import secrets
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 
 from node.errors import ConfigurationError, NotFound, OutOfDisk
+from node.part10 import skip_head
+from node.unnamed import Unnamed, disk_errors, link
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Say `OutOfDisk` for any error of the operating system within the block."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise OutOfDisk("the state folder's disk is full", "free some space; nothing was accepted") from error
-        raise OutOfDisk(
-            f"the state folder cannot be written ({error.strerror})", "check its owner, mount and disk"
-        ) from error
+_PIECE = 1 << 20
 
 
 class Spool:
@@ -48,10 +40,7 @@ class Spool:
     def __init__(self, root: Path, sync: Callable[[int], None] = os.fsync) -> None:
         self.root = root
         self._sync = sync
-        # Names of temporary files: no two of this process, or of one that was killed, are the same.
-        self._numbers = itertools.count()
-        self._mark = secrets.token_hex(6)
-        self._tmp = root / "tmp"
+        self.unnamed = Unnamed(root / "tmp")
         self._folders = threading.Lock()  # held while a folder is made, filled or dropped
 
     def prepare(self) -> None:
@@ -59,8 +48,9 @@ class Spool:
         with disk_errors():
             for name in ("series", "results", "unknown", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o750)
-            for leftover in self._tmp.iterdir():
+            for leftover in (self.root / "tmp").iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            self.unnamed.look()
 
     def path(self, relative: str) -> Path:
         """Return the file's place on this host."""
@@ -74,9 +64,9 @@ class Spool:
     def scratch(self) -> Path:
         """Return a new empty folder on the spool's file system; `prepare` drops it if its user does not."""
         with disk_errors():
-            return Path(tempfile.mkdtemp(dir=self._tmp))
+            return Path(tempfile.mkdtemp(dir=self.root / "tmp"))
 
-    def store_instance(self, series_uid: str, sop_uid: str, sha256: str, parts: Iterable[bytes]) -> str:
+    def store_instance(self, series_uid: str, sop_uid: str, parts: Iterable[bytes]) -> str:
         """Store one image durably and return its path relative to the spool. The UIDs have been checked.
 
         Every call makes a file of its own: to remove it takes nothing from another receipt of the same bytes.
@@ -87,70 +77,88 @@ class Spool:
             Nothing is left behind then.
         """
         with disk_errors():
-            handle, temporary = self.open_temporary()
+            handle, temporary = self.unnamed.open()
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.writelines(parts)
                     file.flush()
-                    self.flush(file.fileno())
-                relative = self.give_name(temporary, series_uid, sop_uid, sha256)
+                    relative = self.give_name(file.fileno(), temporary, series_uid, sop_uid)
             finally:
-                temporary.unlink(missing_ok=True)
+                if temporary:
+                    Path(temporary).unlink(missing_ok=True)
         self.flush_folder(relative)
         return relative
 
-    def open_temporary(self) -> tuple[int, Path]:
-        """Open a new file for writing and reading; the caller closes and removes it, or else `prepare` does."""
-        path = self._tmp / f"{self._mark}-{next(self._numbers)}.part"
-        with disk_errors():
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640), path
+    def begin_flush(self, handle: int, start: int, length: int) -> None:
+        """Have the disk begin with what was just written into an open file: nothing is sure yet, but less is to do."""
+        if self._sync is os.fsync:
+            # Linux takes this advice by writing out the pages that are dirty; those stay in memory.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(handle, start, length, os.POSIX_FADV_DONTNEED)
 
-    def flush(self, handle: int) -> None:
-        """Bring the content of an open file to disk."""
-        with disk_errors():
-            self._sync(handle)
+    def give_name(self, handle: int, temporary: str, series_uid: str, sop_uid: str) -> str:
+        """Link an open file under a name of its own and flush it; return its path relative to the spool.
 
-    def give_name(self, temporary: Path, series_uid: str, sop_uid: str, sha256: str) -> str:
-        """Link a flushed file under a name of its own; return its path relative to the spool.
+        The name is sure to be on disk after `flush_folder` only.
 
-        The name is on disk after `flush_folder` only.
+        Raises
+        ------
+        OutOfDisk
+            It has no name then.
         """
+        relative = self._link_new(self.unnamed.path(handle, temporary), series_uid, sop_uid)
+        try:
+            with disk_errors():
+                self._sync(handle)
+        except OutOfDisk:
+            with contextlib.suppress(OutOfDisk):
+                self.remove(relative)
+            raise
+        return relative
+
+    def _link_new(self, temporary: str, series_uid: str, sop_uid: str) -> str:
         with disk_errors():
             for again in itertools.count():
-                name = f"{sop_uid}-{sha256[:16]}{f'-{again}' if again else ''}.dcm"
+                relative = f"series/{series_uid}/{sop_uid}{f'-{again}' if again else ''}.dcm"
                 with contextlib.suppress(FileExistsError):
-                    return self._link(temporary, Path("series") / series_uid / name)
+                    return self._link(temporary, relative)
         raise AssertionError("unreachable")
 
     def flush_folder(self, relative: str) -> None:
         """Bring to disk which names the folder of this file holds."""
         with disk_errors():
-            self._flush_folder((self.root / relative).parent)
+            self._flush_folder(f"{self.root}/{relative.rpartition('/')[0]}")
 
     def store_result(self, job_id: str, fence: int, sop_uid: str, sha256: str, source: Path) -> str:
         """Store one result object durably, copied by link from `source` on the same file system."""
-        relative = Path("results") / job_id / str(fence) / f"{sop_uid}-{sha256[:16]}.dcm"
+        relative = f"results/{job_id}/{fence}/{sop_uid}-{sha256[:16]}.dcm"
         with disk_errors():
             with source.open("rb+") as file:
                 os.fsync(file.fileno())
             # The same name means the same bytes: a worker says it again when our answer was lost.
             with contextlib.suppress(FileExistsError):
-                self._link(source, relative)
-                self._flush_folder((self.root / relative).parent)
-        return str(relative)
+                self._link(str(source), relative)
+                self.flush_folder(relative)
+        return relative
 
-    def _link(self, temporary: Path, relative: Path) -> str:
-        target = self.root / relative
+    def _link(self, temporary: str, relative: str) -> str:
+        target = f"{self.root}/{relative}"
         with self._folders:
-            if not target.parent.is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-                for folder in target.parent.relative_to(self.root).parents:
-                    self._flush_folder(self.root / folder)
-            target.hardlink_to(temporary)
-        return str(relative)
+            try:
+                link(temporary, target)
+            except FileNotFoundError:
+                self._make_folder(Path(target).parent)
+                link(temporary, target)
+        return relative
 
-    def _flush_folder(self, folder: Path) -> None:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    def _make_folder(self, folder: Path) -> None:
+        missing = [folder, *itertools.takewhile(lambda parent: not parent.is_dir(), folder.parents)]
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True, mode=0o750)
+            self._flush_folder(str(one.parent))
+
+    def _flush_folder(self, folder: str) -> None:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._sync(handle)
         finally:
@@ -218,10 +226,38 @@ class Spool:
             file.unlink(missing_ok=True)
         return len(aged)
 
-    def holds(self, relative: str) -> bool:
-        """Tell whether there is such a file."""
-        with disk_errors():
-            return (self.root / relative).is_file()
+    def same(self, one: str, other: str) -> bool:
+        """Tell whether two files hold the same data set, whatever their file meta information.
+
+        Raises
+        ------
+        NotFound, OutOfDisk
+        """
+        with self._data_set(one) as first, self._data_set(other) as second, disk_errors():
+            return all(a == b for a, b in itertools.zip_longest(_pieces(first), _pieces(second)))
+
+    def sha256(self, relative: str) -> str:
+        """Return the sha256 of the data set in one file, in hexadecimal.
+
+        Raises
+        ------
+        NotFound, OutOfDisk
+        """
+        with self._data_set(relative) as file, disk_errors():
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextlib.contextmanager
+    def _data_set(self, relative: str) -> Iterator[BufferedReader]:
+        """Open an image after its file meta information."""
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context((self.root / relative).open("rb"))
+            except FileNotFoundError as error:
+                raise _gone() from error
+            except OSError as error:
+                raise OutOfDisk(f"an image cannot be read ({error.strerror})", "check the disk") from error
+            skip_head(file)
+            yield file
 
     def open_size(self, relative: str) -> int:
         """Return the size in bytes of one file.
@@ -234,4 +270,12 @@ class Spool:
         try:
             return (self.root / relative).stat().st_size
         except FileNotFoundError as error:
-            raise NotFound("an image of this series is no longer in the spool", "send the series again") from error
+            raise _gone() from error
+
+
+def _gone() -> NotFound:
+    return NotFound("an image of this series is no longer in the spool", "send the series again")
+
+
+def _pieces(file: BufferedReader) -> Iterator[bytes]:
+    return iter(partial(file.read, _PIECE), b"")

@@ -19,17 +19,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from node.display import states_of, templates, verbs, views
 from node.errors import NotFound, PennodeError, Permanent
 from node.ledger import Ledger
+from node.peers import Listing, Peers
 from node.records import WORKER_SILENT_S, Job, JobState
+from node.settings import Listener
 from node.signin import Door, Guard, Session, form, own_page, security_headers
 
 PAGE_SIZE = 50
 # A worker not heard of for a day has gone; one silent for two minutes deserves a look.
 WORKERS_SHOWN_S = 24 * 3600.0
+REJECTED_SHOWN_S = 24 * 3600.0
 
 
 class Component(NamedTuple):
@@ -60,6 +63,8 @@ def create_app(
     now: Callable[[], float] = time.time,
     allowed_hosts: Sequence[str] = (),
     link_token: str = "",
+    more: Sequence[BaseRoute] = (),
+    peers: Peers | None = None,
 ) -> Starlette:
     """Build the site.
 
@@ -77,21 +82,30 @@ def create_app(
         Names this site answers to, beside ``localhost`` and any bare IP address.
     link_token
         What ``/?token=`` takes, once; empty: `token` itself. One of its own keeps `token` out of logs and histories.
+    more
+        What else is served on this port, and looks after its own sign-in.
+    peers
+        Who may open associations; without them, nobody is listed.
     """
     door = Door(token, link_token or token, now)
-    site = _Site(ledger, door, health, now)
+    site = _Site(ledger, door, health, now, peers or Peers(Listener(), ()))
     return Starlette(
         routes=[
             Route("/", site.jobs),
             Route("/jobs/{job_id}", site.job),
             Route("/jobs/{job_id}/{verb}", form(site.change), methods=["POST"]),
+            Route("/peers", site.peers),
+            Route("/services", site.services),
             Route("/login", site.login),
             Route("/login", form(site.sign_in), methods=["POST"]),
             Route("/logout", form(site.sign_out), methods=["POST"]),
             Route("/health", site.health),
+            Route("/api/peers", site.api_peers),
             Route("/api/jobs", site.api_jobs),
             Route("/api/jobs/{job_id}", site.api_job),
+            Route("/api/services", site.api_services),
             Route("/api/jobs/{job_id}/{verb}", site.api_change, methods=["POST"]),
+            *more,
         ],
         middleware=[Middleware(Guard, names=frozenset({"localhost", *(h.lower() for h in allowed_hosts)}))],
         exception_handlers={PennodeError: site.failed, HTTPException: site.refused, 500: site.broken},
@@ -105,8 +119,11 @@ class _SignedOut(HTTPException):
 class _Site:
     """The endpoints, and what they need."""
 
-    def __init__(self, ledger: Ledger, door: Door, health: Callable[[], Health], now: Callable[[], float]) -> None:
+    def __init__(
+        self, ledger: Ledger, door: Door, health: Callable[[], Health], now: Callable[[], float], peers: Peers
+    ) -> None:
         self._ledger = ledger
+        self._peers = peers
         self._door = door
         self._health = health
         self._now = now
@@ -149,9 +166,11 @@ class _Site:
             more=len(jobs) > PAGE_SIZE,
             link=lambda **change: "/?" + urlencode({"state": view, "q": text, **change}),
             receiving=self._ledger.receiving(),
+            weighings=self._ledger.weighings(),
             workers=self._ledger.workers(self._now() - WORKERS_SHOWN_S),
             busy={job.worker: job for job in self._ledger.jobs(states=[JobState.RUNNING])},
             silent_s=WORKER_SILENT_S,
+            rejected=[c for c in self._ledger.callers() if c.rejected and c.last_at > self._now() - REJECTED_SHOWN_S],
             health=self._health(),
         )
 
@@ -166,8 +185,22 @@ class _Site:
             job=job,
             journal=self._ledger.journal(job.id),
             deliveries=self._ledger.deliveries(job.id),
+            weighings=self._ledger.weighings_of(job),
             verbs=verbs(job),
         )
+
+    def peers(self, request: Request) -> Response:
+        """Show who may open associations, who tried, and the settings that would let them in."""
+        return self._page(request, "peers.html", session=self._signed_in(request), listing=self._listing())
+
+    def _listing(self) -> Listing:
+        return self._peers.listing(self._ledger.callers(), self._ledger.contacts())
+
+    def services(self, request: Request) -> Response:
+        """Show what peers asked (storage commitment) and announced (MPPS), newest first."""
+        session = self._signed_in(request)
+        commitments, steps = self._ledger.commitments(PAGE_SIZE), self._ledger.steps(PAGE_SIZE)
+        return self._page(request, "services.html", session=session, commitments=commitments, steps=steps)
 
     def change(self, request: Request, fields: dict[str, str]) -> Response:
         """Retry or cancel a job, then show it."""
@@ -234,8 +267,14 @@ class _Site:
             text=_needle(query.get("text", "")),
         )
         listed = [job.to_json() for job in jobs]
-        receiving = len(self._ledger.receiving())
-        return JSONResponse({"jobs": listed, "counts": self._ledger.counts(), "receiving": receiving})
+        receiving, weighings = self._ledger.receiving(), self._ledger.weighings().values()
+        body = {"jobs": listed, "counts": self._ledger.counts(), "receiving": len(receiving)}
+        return JSONResponse(body | {"weighings": [w.to_json() for w in weighings]})
+
+    def api_peers(self, request: Request) -> Response:
+        """Answer peers as last seen, and callers that are none."""
+        self._authorised(request)
+        return JSONResponse(self._listing().to_json())
 
     def api_job(self, request: Request) -> Response:
         """Answer one job with its journal and deliveries."""
@@ -244,7 +283,16 @@ class _Site:
         # Where the spool lies is nobody's business outside the node.
         deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} for d in self._ledger.deliveries(job.id)]
         journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
-        return JSONResponse({"job": job.to_json(), "journal": journal, "deliveries": deliveries})
+        weighings = [w.to_json() for w in self._ledger.weighings_of(job)]
+        body = {"job": job.to_json(), "journal": journal, "deliveries": deliveries, "weighings": weighings}
+        return JSONResponse(body)
+
+    def api_services(self, request: Request) -> Response:
+        """Answer storage commitment requests and performed procedure steps, newest first, at most ``limit`` of each."""
+        self._authorised(request)
+        limit = _number(request.query_params.get("limit"), 200, 1, 1000)
+        asked, announced = self._ledger.commitments(limit), self._ledger.steps(limit)
+        return JSONResponse({"commitments": [c.to_json() for c in asked], "steps": [s.to_json() for s in announced]})
 
     def api_change(self, request: Request) -> Response:
         """Retry or cancel a job."""

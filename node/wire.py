@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import time
@@ -51,13 +52,14 @@ class Wire:
         self._readable.register(connection, select.POLLIN)
         self.ending = False
         self.established = False
+        self.received = 0  # bytes so far
         self._rest_since = self._busy_since = clock()  # connected, or last answered; last received
         self._pdu, self._pdu_since = -1, 0.0
         self._message = -1
         self._window_since, self._window_bytes = 0.0, 0
 
-    def receive(self, parser: Parser) -> None:
-        """Put at least one byte into the parser.
+    def receive(self, parser: Parser, until: float = math.inf) -> bool:
+        """Put at least one byte into the parser; False when nothing came before the clock says `until`.
 
         Raises
         ------
@@ -73,14 +75,17 @@ class Wire:
             try:
                 count = self._socket.recv_into(space)
             except BlockingIOError:
-                self._wait(parser)
-                continue
+                if self._wait(parser, until):
+                    continue
+                self._busy_since = self._clock()
+                return False
             if not count:
                 raise Gone
             parser.received(count)
+            self.received += count
             self._window_bytes += count
             self._busy_since = self._clock()
-            return
+            return True
 
     def send(self, data: bytes) -> None:
         """Send all of `data`, which is short.
@@ -131,8 +136,11 @@ class Wire:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RD)
 
-    def _wait(self, parser: Parser) -> None:
-        """Sleep until the peer sends. Only here are deadlines looked at: here the peer has us wait, not we the peer."""
+    def _wait(self, parser: Parser, until: float) -> bool:
+        """Sleep until the peer sends; False when `until` came first.
+
+        Only here are deadlines looked at: here the peer has us wait, not we the peer.
+        """
         if parser.in_pdu and self._pdu != parser.pdus:
             self._pdu, self._pdu_since = parser.pdus, self._clock()
         if parser.in_message and self._message != parser.messages:
@@ -142,8 +150,10 @@ class Wire:
             deadline, reason = self._deadline(parser, now)
             if deadline <= now:
                 raise TooSlow(reason)
-            if self._readable.poll(min(deadline - now, _LONGEST_SLEEP_S) * 1000 + 1):
-                return
+            if until <= now:
+                return False
+            if self._readable.poll(min(deadline - now, until - now, _LONGEST_SLEEP_S) * 1000 + 1):
+                return True
 
     def _deadline(self, parser: Parser, now: float) -> tuple[float, str]:
         patience = self._patience

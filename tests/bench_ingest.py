@@ -231,7 +231,7 @@ def measure(
 
 
 def _send_dcmtk(sender: str, port: int, files: list[Path], associations: int) -> None:
-    option = ["-R"] if sender == "storescu" else []
+    option = ["-aec", "PENNODE", *(["-R"] if sender == "storescu" else [])]  # which every receiver takes
     running = [
         subprocess.Popen(
             [sender, *option, "127.0.0.1", str(port), *map(str, files[n::associations])], env=os.environ | _NODELAY,
@@ -260,6 +260,46 @@ def idle(associations: int = 100, seconds: float = 5.0) -> float:
         shutil.rmtree(folder)
 
 
+def one_series(rounds: int = 9) -> dict[str, float]:
+    """Return the median seconds from connecting to released for 24 images of 577 kB, one series after another."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        objects = [presend.load(file) for file in make(Path(folder), 577)]
+        ports = {
+            name: stack.enter_context(receiver(name, Path(folder) / f"to {name}"))[0] for name in ("dcmtk", "ours")
+        }
+        for turn in range(rounds):
+            for name, port in ports.items():
+                start = time.perf_counter()
+                presend.send(port, objects[24 * turn : 24 * turn + 24])
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def large_objects(count: int = 16, length: int = 500_000_000) -> tuple[float, float]:
+    """Return the RSS of our listener in MB before, and at its peak while large objects come at the same time."""
+    with tempfile.TemporaryDirectory() as folder, receiver("ours", Path(folder) / "receiver") as (port, pid):
+        beginnings = []
+        for number in range(1, count + 1):
+            ds = mr(number, "1.2.3.9")
+            del ds.PixelData
+            beginnings.append(presend.load(write(ds, Path(folder) / f"{number}.dcm")))
+        presend.send(port, [presend.load(file) for file in make(Path(folder), 128)[:10]])
+        before = _rss_mb(pid)
+        watch = Watch(pid)
+        watch.start()
+        senders = [threading.Thread(target=presend.send_large, args=(port, b, length)) for b in beginnings]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        watch.stop()
+        stored = [file.stat().st_size for file in Path(folder).rglob("1.2.3.9/*.dcm")]
+        if len(stored) != count or min(stored) < length:
+            raise RuntimeError(f"{len(stored)} of {count} large objects were stored")
+        return before, watch.peak_mb
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -269,6 +309,7 @@ def main() -> None:
     parser.add_argument("--senders", nargs="+", choices=SENDERS, default=SENDERS)
     parser.add_argument("--associations", nargs="+", type=int, default=(1, 4, 16))
     parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=tuple(SIZES))
+    parser.add_argument("--large", action="store_true", help="send 16 objects of 500 MB as well (8 GB of disk)")
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve[0], int(arguments.serve[1]), Path(arguments.serve[2]))
@@ -284,7 +325,13 @@ def main() -> None:
             for sender in arguments.senders:
                 for associations in arguments.associations:
                     table(size, sender, associations, receivers, arguments.rounds, files, objects)
-    print(f"idle associations: {idle() * 100:.1f} % of a core")
+    series = one_series()
+    print(f"24 images of 577 kB, connect to release: DCMTK {series['dcmtk'] * 1000:.0f} ms, ", end="")
+    print(f"ours, durable, {series['ours'] * 1000:.0f} ms ({series['ours'] / series['dcmtk']:.2f}x)")
+    print(f"100 idle associations: {idle() * 100:.1f} % of a core")
+    if arguments.large:
+        before, peak = large_objects()
+        print(f"16 objects of 500 MB at the same time: RSS {before:.0f} MB before, {peak:.0f} MB at most")
 
 
 def table(

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.runtimes import Runtime, Setting, compiled, eager, onnx_runtime, openvino
+from trt.candidates import open_candidate
 from trt.decision import decide
-from trt.engine import EngineError, Precision, finder_precision, open_engine
-from trt.extraction import finder_model, select
+from trt.engine import EngineError, Precision, open_engine
+from trt.extraction import select
 from trt.fitting import fit
 from trt.manifest import Manifest
 from trt.patches import Array, Predict, bell, count_patches, starts
@@ -26,16 +27,19 @@ Mask = NDArray[np.uint8]
 Run = Callable[[Array], Mask | None]
 Way = Callable[[Runtime, Setting, Shape], AbstractContextManager[Run]]
 
+BARE, OURS = "network alone", "ours"
+
 STRIDE = 32  # whole slices are padded to its multiples where a manifest tells no stride
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`open` raises `EngineError` where this machine cannot run it."""
+    """`open` raises `EngineError` where this machine cannot run it. A `slow` one takes part where it is asked for."""
 
     name: str
     precision: Precision
     open: Callable[[Setting, Shape], AbstractContextManager[Run]]
+    slow: bool = False
 
 
 def patchwise(setting: Setting, predict: Predict, finder: Predict | None = None) -> Run:
@@ -60,8 +64,7 @@ def patchwise(setting: Setting, predict: Predict, finder: Predict | None = None)
 
 @contextmanager
 def network(setting: Setting, shape: Shape) -> Iterator[Run]:
-    """The network alone: as many patches as the series has, one batch again and again."""
-    batches = -(-count_patches(shape, setting.manifest.patch, setting.overlap) // setting.batch)
+    """The network alone: as many patches as a series has, one batch again and again."""
     with open_engine(
         setting.manifest, threads=setting.threads, batch=setting.batch, precision=setting.precision
     ) as engine:
@@ -70,7 +73,8 @@ def network(setting: Setting, shape: Shape) -> Iterator[Run]:
         )
 
         def run(volume: Array) -> None:
-            for _ in range(batches):
+            count = count_patches(volume.shape, setting.manifest.patch, setting.overlap)
+            for _ in range(-(-count // setting.batch)):
                 engine(patches)
 
         yield run
@@ -91,14 +95,10 @@ def as_it_serves(setting: Setting, shape: Shape) -> Iterator[Run]:
     if setting.manifest.finder is None:
         raise EngineError(f"{setting.manifest.name} has no finder")
     with ExitStack() as stack:
-        engine, finder = (
-            stack.enter_context(open_engine(model, threads=setting.threads, batch=setting.batch, precision=precision))
-            for model, precision in (
-                (setting.manifest, setting.precision),
-                (finder_model(setting.manifest), finder_precision(setting.precision)),
-            )
+        candidate, engine = open_candidate(
+            stack, setting.manifest, precision=setting.precision, threads=setting.threads, batch=setting.batch
         )
-        yield patchwise(setting, engine, finder)
+        yield patchwise(setting, engine, candidate.finder)
 
 
 @contextmanager
@@ -197,12 +197,12 @@ def one_by_one(runtime: Runtime, setting: Setting, shape: Shape) -> Iterator[Run
 
 def contender(name: str, precision: Precision, way: Way, runtime: Runtime) -> Contender:
     """A way of cutting and blending, about a runtime."""
-    return Contender(name, precision, partial(way, runtime))
+    return Contender(name, precision, partial(way, runtime), slow=way is one_by_one or runtime is compiled)
 
 
 CONTENDERS = (
-    Contender("network alone", "f32", network),
-    Contender("ours", "f32", ours),
+    Contender(BARE, "f32", network),
+    Contender(OURS, "f32", ours),
     Contender("ours, as it serves", "f32", as_it_serves),
     Contender("whole slices, OpenVINO", "f32", whole_slices),
     contender("ours, torch.compile", "f32", patches_about, compiled),
@@ -215,14 +215,14 @@ CONTENDERS = (
     contender("one patch at a time, torch.compile", "f32", one_by_one, compiled),
     contender("one patch at a time, ONNX Runtime", "f32", one_by_one, onnx_runtime),
     contender("one patch at a time, OpenVINO", "f32", one_by_one, openvino),
-    Contender("network alone", "bf16", network),
-    Contender("ours", "bf16", ours),
+    Contender(BARE, "bf16", network),
+    Contender(OURS, "bf16", ours),
     Contender("ours, as it serves", "bf16", as_it_serves),
     Contender("whole slices, OpenVINO", "bf16", whole_slices),
     contender("MONAI, torch channels_last", "bf16", monai, eager),
     contender("MONAI, OpenVINO", "bf16", monai, openvino),
-    Contender("network alone", "int8", network),
-    Contender("ours", "int8", ours),
+    Contender(BARE, "int8", network),
+    Contender(OURS, "int8", ours),
     Contender("ours, as it serves", "int8", as_it_serves),
     Contender("whole slices, OpenVINO", "int8", whole_slices),
 )

@@ -14,7 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,15 @@ def program(name: str, package: str) -> str:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+    return found
+
+
+def library(name: str, package: str) -> Path:
+    """Return the path of a plugin below ``/usr/share``, or skip (in CI: fail) saying which package holds it."""
+    found = Path("/usr/share") / name
+    if not found.exists():
+        reason = f"{name} is not installed (Debian package {package})"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     return found
 
 
@@ -156,6 +165,13 @@ class Orthanc:
             body: bytes = answer.read()
             return body
 
+    def send(self, path: str, body: object, method: str = "POST") -> bytes:
+        """POST or PUT JSON to the REST API."""
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answered: bytes = answer.read()
+            return answered
+
     def instances(self, sop_uid: str) -> list[str]:
         """Return Orthanc's ids of the instances with this SOP Instance UID."""
         request = urllib.request.Request(f"{self.url}/tools/lookup", data=sop_uid.encode())
@@ -164,8 +180,11 @@ class Orthanc:
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path) -> Iterator[Orthanc]:
-    """Run Orthanc below `folder`, storing in memory-less SQLite with the class of every object accepted."""
+def orthanc(folder: Path, dicomweb: Mapping[str, object] | None = None) -> Iterator[Orthanc]:
+    """Run Orthanc below `folder`, storing in memory-less SQLite with the class of every object accepted.
+
+    `dicomweb` names the DICOMweb servers that its plugin knows; None: the plugin is not loaded.
+    """
     binary, log = program("Orthanc", "orthanc"), folder / "orthanc.log"
     folder.mkdir(parents=True, exist_ok=True)
     dicom_port, http_port = free_port(), free_port()
@@ -173,8 +192,11 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
         "Name": "test", "StorageDirectory": str(folder / "store"), "IndexDirectory": str(folder / "store"),
         "DicomAet": "ORTHANC", "DicomPort": dicom_port, "HttpPort": http_port, "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False, "DicomCheckCalledAet": False, "UnknownSopClassAccepted": True,
-        "OverwriteInstances": True, "Plugins": [],
+        "DicomAlwaysAllowFind": True, "OverwriteInstances": True, "Plugins": [],
     }  # fmt: skip
+    if dicomweb is not None:
+        plugin = library("orthanc/plugins/libOrthancDicomWeb.so", "orthanc-dicomweb")
+        configuration |= {"Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Servers": dicomweb}}
     (folder / "orthanc.json").write_text(json.dumps(configuration))
     with running([binary, str(folder / "orthanc.json")], log) as process:
         wait_for_port(http_port, process, log)
@@ -191,6 +213,13 @@ def storescp(folder: Path, ae_title: str = "STORESCP") -> Iterator[int]:
     with running(command, log) as process:
         wait_for_port(port, process, log)
         yield port
+
+
+def dcmtk(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run one of DCMTK's tools to its end."""
+    tool, environment = program(name, "dcmtk"), os.environ | {"TCP_NODELAY": "1"}
+    command = [tool, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def dciodvfy(path: Path) -> list[str]:

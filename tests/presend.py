@@ -110,12 +110,16 @@ def connect(port: int, source: str = "127.0.0.1", timeout: float = 60.0) -> sock
 
 
 def associate(
-    port: int, contexts: list[tuple[bytes, bytes]], source: str = "127.0.0.1", timeout: float = 60.0
+    port: int,
+    contexts: list[tuple[bytes, bytes]],
+    source: str = "127.0.0.1",
+    timeout: float = 60.0,
+    calling: bytes = b"PRESEND",
 ) -> socket.socket:
     """Connect and negotiate; return the connection of an established association."""
     connection = connect(port, source, timeout)
     try:
-        connection.sendall(association_request(contexts))
+        connection.sendall(association_request(contexts, calling))
         kind, _ = read_pdu(connection)
         if kind != 2:
             raise ConnectionError(f"PDU type {kind} instead of an acceptance")
@@ -126,10 +130,14 @@ def associate(
 
 
 def status_of(answer: bytes) -> int:
-    """Return the Status (0000,0900) of a response's P-DATA-TF body."""
-    mark = struct.pack("<HHL", 0, 0x0900, 2)
-    position = answer.index(mark) + len(mark)
-    return int.from_bytes(answer[position : position + 2], "little")
+    """Return the Status (0000,0900) of a response's P-DATA-TF body, which holds one PDV."""
+    position = 6
+    while position < len(answer):
+        _, element, length = _ELEMENT.unpack_from(answer, position)
+        position += _ELEMENT.size + length
+        if element == 0x0900:
+            return int.from_bytes(answer[position - length : position], "little")
+    raise ValueError("a response without status")
 
 
 def send(port: int, objects: list[Sent], associations: int = 1, maximum: int = 131072) -> list[float]:
@@ -163,3 +171,20 @@ def send(port: int, objects: list[Sent], associations: int = 1, maximum: int = 1
     if failed or len(taken) != len(objects):
         raise RuntimeError(f"{len(taken)} of {len(objects)} sent; {failed[:1]}")
     return taken
+
+
+def send_large(port: int, beginning: Sent, length: int, maximum: int = 131072) -> None:
+    """Send one object of which `beginning` holds all before the pixels; `length` bytes of zero are its pixels."""
+    with associate(port, [(beginning.sop_class, beginning.syntax)], timeout=600) as connection:
+        head = beginning.data + struct.pack("<HH2sxxL", 0x7FE0, 0x0010, b"OW", length)
+        connection.sendall(pdu(4, pdv(1, 3, store_request(beginning))) + pdu(4, pdv(1, 0, head)))
+        step = maximum - 6
+        whole = pdu(4, pdv(1, 0, bytes(step)))
+        for _ in range(length // step):
+            connection.sendall(whole)
+        connection.sendall(pdu(4, pdv(1, 2, bytes(length % step))))
+        kind, answer = read_pdu(connection)
+        if kind != 4 or status_of(answer) != 0:
+            raise RuntimeError(f"PDU type {kind}, {answer.hex()}")
+        connection.sendall(pdu(5, bytes(4)))
+        read_pdu(connection)

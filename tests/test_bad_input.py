@@ -120,7 +120,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment()) as pacs:
         assert pacs.stdout is not None
         port = json.loads(pacs.stdout.readline())["port"]
-        quiet = {"PENNODE_ASSEMBLY_QUIET_S": "3", "PENNODE_ASSEMBLY_SETTLE_S": "0.5"}
+        quiet = {f"PENNODE_ASSEMBLY_{n}_S": s for n, s in (("QUIET", "3"), ("PATIENCE", "3"), ("SETTLE", "0.5"))}
         with site(folder, [("pacs", "PACS", port)], **quiet) as here:
             address = here.start_node("up")
             for seed in range(len(names)):

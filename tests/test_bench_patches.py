@@ -14,8 +14,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from tests.bench_patches import BARE, OURS, series
-from tests.contenders import CONTENDERS, Contender, Setting
+from tests.contenders import BARE, CONTENDERS, OURS, Contender
+from tests.peaks import peak_mb, pipeline_peak_mb, series
+from tests.runtimes import Setting
 from trt.engine import EngineError, open_engine
 from trt.manifest import load
 from trt.network import TorchNetwork
@@ -61,7 +62,7 @@ def test_an_operator_that_is_not_known_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_tells_every_figure_as_json() -> None:
-    arguments = ["--shape", "1x144x128", "--patch", "128x96", "--rounds", "2", "--only", "whole", "--no-memory"]
+    arguments = ["--sizes", "1x144x128", "--patch", "128x96", "--rounds", "2", "--only", "whole", "--no-memory"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench_patches", *arguments, "--json"], capture_output=True, text=True, check=True
     )
@@ -70,3 +71,30 @@ def test_the_command_tells_every_figure_as_json() -> None:
     for row in rows:
         assert len(row["wall_s"]) == len(row["cpu_ratio"]) == 2
     assert next(row for row in rows if row["name"] == OURS)["wall_ratio"] == [1, 1]
+
+
+def test_a_process_tells_its_peak_and_one_that_dies_none() -> None:
+    peak = peak_mb(OURS, "f32", SHAPE, SETTING, "penn-spine")
+    assert peak is not None
+    assert 50 < peak < 2000  # numpy, OpenVINO and 16 MB of weights at least
+    assert peak_mb("nobody", "f32", SHAPE, SETTING, "penn-spine") is None
+
+
+def test_what_the_pipeline_holds_is_of_the_patches_that_it_says() -> None:
+    shape = (6, 320, 256)
+    (own, small), (fitted, large) = (pipeline_peak_mb(shape, SETTING, fitted=choice) for choice in (False, True))
+    assert own == SETTING.manifest.patch
+    assert fitted == (320, 256)
+    least = 4 * SETTING.manifest.classes * 320 * 256 / 1e6  # one slice of logits
+    assert 2 * least < small < 12 * least
+    assert 2 * least < large < 12 * least
+
+
+def test_make_bench_refuses_switches_that_three_benches_would_share() -> None:
+    root = Path(__file__).parents[1]
+    command = ["make", "--dry-run", "bench", "ARGS=--rounds 1"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "bench-patches" in done.stderr
+    for words in (["bench"], ["bench-patches", "ARGS=--rounds 1"]):
+        subprocess.run(["make", "--dry-run", *words], cwd=root, capture_output=True, check=True)

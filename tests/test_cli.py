@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from node.ledger import Ledger
+from node.evidence import Evidence, Source, Weighing, Weight
+from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
 from node.records import Header, Instance, JobState
 from tests.harness import clean_environment, pennode, site, until
 from tests.peers import free_port
@@ -75,6 +78,35 @@ def test_jobs_are_listed_shown_retried_and_cancelled(state: dict[str, str]) -> N
     assert pennode("jobs", "cancel", ready, environment=state).stdout == f"job {ready[:8]} is CANCELLED\n"
     assert_one_line(pennode("jobs", "cancel", ready, environment=state), "CANCELLED")
     assert_one_line(pennode("jobs", "show", "ffffffffff", environment=state), "no job begins with", "jobs list")
+
+
+def test_a_series_that_still_arrives_is_listed_and_shown_with_what_it_waits_for(state: dict[str, str]) -> None:
+    folder = Path(state["PENNODE_STATE_DIR"])
+    make_job(folder, wanted=True)
+    ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
+    (job,) = ledger.jobs()
+    (first,) = ledger.series_instances(job.series_uid)
+    ledger.record(replace(first, sop_uid=f"{first.sop_uid}.9", sha256="1" * 64, received_at=time.time() - 5))
+    shown = pennode("jobs", "show", job.series_uid, environment=state).stdout
+    assert "RECEIVING" in shown
+    (series,) = ledger.receiving()
+    lacks = Evidence(Source.NUMBERS, Weight.AGAINST, "instance number 4 is missing between 1 and 8")
+    waits = Weighing(series.series_uid, 2, (lacks,), "waits for what is missing", series.last_at, time.time() + 300)
+    ledger.note_weighing(waits)
+
+    first_line = pennode("jobs", "list", environment=state).stdout.splitlines()[0]
+    assert first_line.split("\t")[:2] == [series.series_uid, "RECEIVING"]
+    assert "waits for what is missing" in first_line
+    assert "RECEIVING" not in pennode("jobs", "list", "--state", "READY", environment=state).stdout
+    for asked in (series.series_uid, job.id):
+        shown = pennode("jobs", "show", asked, environment=state).stdout
+        assert re.search("revision 2: waits for what is missing, 2[0-9]{2} s at most if no image comes", shown)
+        assert "  against  instance numbers: instance number 4 is missing between 1 and 8" in shown
+        found = json.loads(pennode("jobs", "show", asked, "--json", environment=state).stdout)
+        assert found["weighings"][-1]["pieces"] == [{"source": lacks.source, "weight": "against", "text": lacks.text}]
+    assert "revision 1: test" in shown, "and why the sealed revision was sealed"
+    assert_one_line(pennode("jobs", "show", "1.2.404", environment=state), "no series 1.2.404 was received")
+    ledger.close()
 
 
 def test_no_ledger_yet(state: dict[str, str]) -> None:
@@ -182,3 +214,25 @@ def test_states_can_be_named_in_any_list() -> None:
     done = pennode("jobs", "list", "--state", "NONSENSE")
     assert done.returncode == 2
     assert all(state in " ".join(done.stderr.split()) for state in JobState)
+
+
+def test_services_lists_what_peers_asked_and_announced(state: dict[str, str]) -> None:
+    folder = Path(state["PENNODE_STATE_DIR"])
+    ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
+    ledger.migrate()
+    now = time.time()
+    reference = Reference("1.2.840.10008.5.1.4.1.1.4", "1.2.3")
+    number = ledger.ask_commitment(Commitment("1.2.77", "MR1", "192.0.2.7", now, now, (reference,)), 9).number
+    assert number is not None
+    ledger.postpone_commitment(number, "MR1 does not answer", "check that it runs", now, now)
+    ledger.create_step(
+        ProcedureStep("1.2.9", "MR1", "192.0.2.7", StepState.IN_PROGRESS, ("1.2.4",), "", "", now, now), {}
+    )
+    ledger.close()
+    listed = [line.split("\t") for line in pennode("services", environment=state).stdout.splitlines()]
+    assert [(kind, what, who) for kind, what, _, who, *_ in listed] == [
+        ("commitment", "PENDING", "MR1"), ("step", "IN PROGRESS", "MR1"),
+    ]  # fmt: skip
+    assert listed[0][4:] == ["1 images", "MR1 does not answer (check that it runs)"]
+    found = json.loads(pennode("services", "--json", environment=state).stdout)
+    assert (found["commitments"][0]["transaction_uid"], found["steps"][0]["sop_uid"]) == ("1.2.77", "1.2.9")

@@ -11,7 +11,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import pydicom
 import pytest
+from dicomweb_client.api import DICOMwebClient
 from pydicom.uid import MRImageStorage
 from pynetdicom import AE
 from pynetdicom.presentation import build_context
@@ -19,7 +21,9 @@ from pynetdicom.presentation import build_context
 from node.errors import PeerUnavailable
 from node.records import JobState
 from node.scu import Address, describe, send_files
+from tests.authority import Authority
 from tests.harness import Site, pennode, site, until
+from tests.node.making import mr, write
 from tests.peers import free_port, postgresql_server, program, redis_server, storescp
 from workers.series import write_phantom
 
@@ -52,7 +56,8 @@ def test_it_stops_though_peers_sit_still(tmp_path: Path, number: signal.Signals)
         with socket.create_connection((peer.host, peer.port)), socket.create_connection((peer.host, peer.port)) as half:
             half.sendall(b"\x01\x00\x00\x00\xff\xff")
             ae = AE("SCANNER")
-            association = ae.associate(peer.host, peer.port, contexts=[build_context(MRImageStorage)])
+            contexts = [build_context(MRImageStorage)]
+            association = ae.associate(peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title)
             assert association.is_established
             connection = association.dul.socket.socket
             begun = time.monotonic()
@@ -80,7 +85,7 @@ def test_nothing_acknowledged_is_lost_when_it_is_stopped_while_receiving(tmp_pat
             refused = list(send_files([describe(f) for f in files], peer, 5, note))
         assert here.processes["node"].wait(30) == 0
         good = set(acknowledged) - {o.sop_uid for o, _ in refused}  # type: ignore[attr-defined]
-        kept = {f.name.partition("-")[0] for f in images(here)}
+        kept = {f.stem for f in images(here)}
         assert 10 <= len(good) < 60
         assert good <= kept
 
@@ -271,6 +276,21 @@ def test_a_broken_ledger_is_one_line(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_a_series_that_comes_by_stow_is_sealed_when_its_request_ends(tmp_path: Path, phantom: list[Path]) -> None:
+    with site(tmp_path, PENNODE_WEB_STOW="true") as here:
+        here.start_node()
+        url = json.loads((here.state / "node.json").read_text())["stow"]
+        token = (here.state / "stow.token").read_text()
+        assert (here.state / "stow.token").stat().st_mode & 0o777 == 0o600
+        client = DICOMwebClient(url, headers={"Authorization": f"Bearer {token}"})
+        client.store_instances([pydicom.dcmread(path) for path in phantom])
+        (job,) = until(lambda: here.jobs() or None, "the series is sealed")
+        reasons = [entry.text for entry in here.ledger.journal(job.id)]
+        assert (job.calling_ae, job.instances) == ("STOW", len(phantom))
+        assert any(reason.startswith(f"{len(phantom)} images: association released") for reason in reasons), reasons
+        assert token not in here.log("node")
+
+
 def test_redis_over_tls_is_verified(tmp_path: Path, certificate: tuple[Path, Path], phantom: list[Path]) -> None:
     chain, key = certificate
     port = free_port()
@@ -301,3 +321,50 @@ def test_images_of_a_killed_worker_do_not_stay(tmp_path: Path) -> None:
     finally:
         (mine / "image.dcm").unlink()
         mine.rmdir()
+
+
+def test_a_node_serves_tls_and_tells_who_called(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    certificate = authority.issue("node")
+    tls = {
+        "PENNODE_LISTENER_PLAIN": "false",
+        "PENNODE_LISTENER_TLS_PORT": "0",
+        "PENNODE_LISTENER_TLS_CERTIFICATE": str(certificate.certificate),
+        "PENNODE_LISTENER_TLS_KEY": str(certificate.key),
+        "PENNODE_LISTENER_TLS_CA_FILE": str(authority.certificate),
+        "PENNODE_PEERS": json.dumps([{"name": "mr1", "ae_title": "MR1"}]),
+        "PENNODE_LISTENER_UNKNOWN_PEERS": "reject",
+    }
+    image = write(mr(), tmp_path / "image.dcm")
+    with site(tmp_path / "site", **tls) as here:
+        here.start("node")
+
+        def address() -> str | None:
+            with contextlib.suppress(OSError, ValueError):
+                return str(json.loads((here.state / "node.json").read_text())["dicom_tls"])
+            return None
+
+        to = until(address, "the node starts", 30)
+        secure = ["--tls-ca", str(authority.certificate)]
+        shown = ["--tls-certificate", str(certificate.certificate), "--tls-key", str(certificate.key)]
+        sent = pennode("send", str(image), "--to", to, "--calling", "MR1", *secure, *shown)
+        assert sent.returncode == 0, sent.stderr
+        refused = pennode("send", str(image), "--to", to, "--calling", "MR2", *secure, *shown)
+        assert "it does not know our AE title" in refused.stderr
+        assert pennode("send", str(image), "--to", to, "--calling", "MR1").returncode == 1, "without TLS"
+
+        def told() -> str | None:
+            said = pennode("peers", "list", environment=here.environment).stdout
+            return said if "MR2 called PENNODE" in said else None
+
+        said = until(told, "the caller is told of", 30)
+        assert "mr1\tMR1\tlast seen" in said
+        assert 'ae_title = "MR2"' in said
+
+
+def test_a_destinations_authority_that_is_not_there_is_said_at_start(tmp_path: Path) -> None:
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "pacs", "port": 104, "tls": True, "tls_ca_file": "/absent.pem"}
+    environment = {"PENNODE_STATE_DIR": str(tmp_path), "PENNODE_DESTINATIONS": json.dumps([pacs])}
+    done = pennode("node", environment=environment)
+    assert done.returncode == 1
+    assert "destinations.pacs.tls_ca_file /absent.pem cannot be read (No such file or directory)" in done.stderr

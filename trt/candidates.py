@@ -1,22 +1,26 @@
-"""Models made ready to be tried: what segments a series of `trt.trials`, by the road that serves."""
+"""Models made ready to be tried: what segments a series of `trt.trials`, by the road that serves.
+
+`open_candidate` opens one with its finder beside it, `open_precisions` one in all that it can calculate in here.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trt.cases import Mask, Tell
 from trt.decision import decide
-from trt.extraction import Extraction, select
+from trt.engine import PRECISIONS, Engine, EngineError, Precision, finder_precision, open_engine
+from trt.extraction import Extraction, finder_model, select
 from trt.fitting import fit
 from trt.manifest import Manifest
 from trt.patches import Array, Predict, normalise
 from trt.trials import Trial
-
-Mask = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,51 @@ class Candidate:
             spacing=trial.spacing,
         )
         return found, time.perf_counter() - began
+
+
+def open_candidate(
+    stack: ExitStack,
+    manifest: Manifest,
+    backend: str = "openvino",
+    *,
+    precision: Precision = "f32",
+    threads: int | None = None,
+    batch: int = 8,
+    overlap: float | None = None,
+    extraction: Extraction = "spine",
+) -> tuple[Candidate, Engine]:
+    """A model as it serves, its finder beside it where `extraction` asks for one, and the engine that runs it.
+
+    Both are closed with `stack`. "spine" is "tissue" for a model without a finder. Raises as `open_engine`.
+    """
+    engine = stack.enter_context(open_engine(manifest, backend, threads=threads, batch=batch, precision=precision))
+    finder = None
+    if extraction == "spine" and manifest.finder is not None:
+        fits = finder_precision(precision)
+        finder = stack.enter_context(
+            open_engine(finder_model(manifest), backend, threads=threads, batch=batch, precision=fits)
+        )
+    runs_on: Extraction = "tissue" if extraction == "spine" and finder is None else extraction
+    return Candidate(manifest, engine, overlap, runs_on, finder, engine.flexible), engine
+
+
+def open_precisions(
+    stack: ExitStack, manifest: Manifest, threads: int | None = None, tell: Tell = lambda _: None
+) -> dict[Precision, Candidate]:
+    """The model in float32 and in every other precision that this CPU and the model's files offer.
+
+    `tell` hears what is left out, by a CPU without bf16 or a model without eight bits. Raises as `open_engine` for
+    float32.
+    """
+    found: dict[Precision, Candidate] = {}
+    for precision in PRECISIONS["openvino"]:
+        try:
+            found[precision], _ = open_candidate(stack, manifest, precision=precision, threads=threads)
+        except EngineError as error:
+            if precision == "f32":
+                raise
+            tell(f"no row of {precision}: {error}")
+    return found
 
 
 def segment(

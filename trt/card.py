@@ -20,9 +20,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from trt.dataset import DatasetError, read_split
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
+from trt.markdown import join, table
 from trt.metrics import spread
-from trt.report import FIGURES_FILE, FROM_TRUTH, Report, sections, title
-from trt.trials import Rendering
+from trt.report import FIGURES_FILE, Report, sections, title
+from trt.trials import FROM_TRUTH, Rendering
 
 TEMPLATES = ("MODEL_CARD.md.jinja", "card.md.jinja")
 PARETO_FILE = "pareto.json"
@@ -102,17 +103,25 @@ def render_with(manifest: Manifest, figures: Report | None) -> str:
         raise CardError(f"{folder}: {error}") from error
 
 
+def write_figures(manifest: Manifest, name: str, figures: dict[str, Any]) -> None:
+    """Write figures into the file `name` beside the model, and its card anew. Raises `CardError` for the card alone."""
+    manifest.path.with_name(name).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    try:
+        write_card(manifest)
+    except CardError as error:
+        raise CardError(f"the figures are written, the card is not: {error}") from error
+
+
 def ablation_table(ablation: dict[str, Any]) -> str:
     """What `trt.ablation` wrote: Dice in %, over the seeds of each row mean ± sd where there are several."""
     rows = ablation["rows"]
     names = list(dict.fromkeys(name for row in rows for figures in row["seeds"].values() for name in figures))
-    head = [*names, "ms a patch"]
-    lines = [f"| | {' | '.join(head)} |", f"| --- |{' --: |' * len(head)}"]
+    lines = []
     for row in rows:
         seeds = row["seeds"].values()
         cells = [_seeds([figures[name] for figures in seeds if name in figures]) for name in names]
         cost = f"{row['patch_ms']:.1f}" if "patch_ms" in row else "-"  # not measured by earlier versions
-        lines.append(f"| {row['row']} | {' | '.join(cells)} | {cost} |")
+        lines.append([row["row"], *cells, cost])
     most = max((len(row["seeds"]) for row in rows), default=0)
     over = f"mean ± sd over up to {most} seeds" if most > 1 else "one seed, no spread,"
     words = (
@@ -122,7 +131,7 @@ def ablation_table(ablation: dict[str, Any]) -> str:
         "the true masks, so that true borders become edges of the image: figures on both flatter. A patch's "
         "milliseconds are those of one CPU core in torch, to be compared with one another."
     )
-    return "\n\n".join((words, "\n".join(lines)))
+    return join(words, table(["", *names, "ms a patch"], lines))
 
 
 def pareto_table(pareto: dict[str, Any]) -> str:
@@ -133,7 +142,7 @@ def pareto_table(pareto: dict[str, Any]) -> str:
     names = list(pareto["rows"][0]["dice"])
     head = ["runs on", "patches", "precision", "overlap", "patches run", "megapixels", "CPU s", "saved"]
     head += [*names, "mean", "kept"]
-    lines = [f"| {' | '.join(head)} |", f"| --- | --- | --- |{' --: |' * (len(head) - 3)}"]
+    lines = []
     everywhere = {_patches(row): row["cpu_s"] for row in pareto["rows"] if row["extraction"] == "all"}
     for row in pareto["rows"]:
         saved = everywhere[_patches(row)] - row["cpu_s"]
@@ -146,15 +155,14 @@ def pareto_table(pareto: dict[str, Any]) -> str:
             f"{saved:.2f}",
         ]
         shares = [*(row["dice"][name] for name in names), row["mean"]]
-        cells = [*run, *cost, *(f"{100 * share:.2f}" for share in shares), f"{100 * row['kept']:.3f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append([*run, *cost, *(f"{100 * share:.2f}" for share in shares), f"{100 * row['kept']:.3f}"])
     words = (
         f"Means over {pareto['series']} series as acquired, of patients held back. The model runs on everything, on "
         "all but air, or where its finder sees the spine; in patches of its own size, or fitted to what is to run (on "
         "everything: whole slices). Saved are CPU seconds beside the same patches run everywhere, the search included; "
         "kept is the share of the marked spine that the worst series keeps within what runs. All in % but seconds."
     )
-    return "\n\n".join((words, "\n".join(lines)))
+    return join(words, table(head, lines, left=3))
 
 
 def precision_table(precisions: dict[str, Any]) -> str:
@@ -166,7 +174,7 @@ def precision_table(precisions: dict[str, Any]) -> str:
     if tumours:
         head.append("false lesions, real series")
     head += ["as f32", "marked as f32", "least"]
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' --: |' * (len(head) - 1)}"]
+    lines = []
     for row in rows:
         shares = [*(row["dice"][name] for name in names), row["mean"], row["lost"], row["worst_lost"]]
         shares += [row["renderings"][group] for group in renderings]
@@ -177,7 +185,7 @@ def precision_table(precisions: dict[str, Any]) -> str:
         if tumours:
             cells.append(f"{row['false_per_real_series']:.2f}")
         cells += [_share(row[field]) for field in ("alike", "marked_alike", "least_marked_alike")]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
     count, threads = len(precisions["patients"]), precisions["threads"]
     words = (
         f"In %, by the road that serves, on {count} patients held back; CPU seconds a series as acquired, of {threads} "
@@ -187,7 +195,7 @@ def precision_table(precisions: dict[str, Any]) -> str:
         "either marks; and the latter in the series of all renderings where it is least. The finder of int8 runs in "
         f"f32. {FROM_TRUTH if renderings else ''}"
     )
-    return "\n\n".join((words.rstrip(), "\n".join(lines)))
+    return join(words.rstrip(), table(head, lines))
 
 
 def _bold(group: str) -> str:
@@ -210,7 +218,7 @@ def _seeds(values: list[float]) -> str:
 
 
 def _facts(training: dict[str, Any]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in training.items())])
+    return table(["", ""], [[name, str(value)] for name, value in training.items()], left=2)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

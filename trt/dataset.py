@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trt.cases import Case, DatasetError, Mask, Volume
+from trt.manifest import Manifest
 from trt.sources import read_folder
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Volume",
     "make_split",
     "read_folder",
+    "read_held_back",
     "read_split",
     "write_split",
 ]
@@ -64,3 +66,13 @@ def read_split(path: Path) -> Split:
     if both:
         raise DatasetError(f"{path}: patients on both sides of the split: {', '.join(both)}")
     return split
+
+
+def read_held_back(folder: Path, manifest: Manifest) -> tuple[Case, ...]:
+    """The series of `folder` that the model's split holds back, on its grid.
+
+    Raises as `read_split` and `read_folder`.
+    """
+    names = [label.name for label in manifest.labels]
+    held_back = read_split(manifest.path.with_name("split.json")).validation
+    return read_folder(folder, len(names), held_back, names=names, pixels=manifest.spacing_mm)

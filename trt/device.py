@@ -1,7 +1,8 @@
 """From a normalised volume to its mask on a torch device: `trt.slabs`, resampling, and the choice of labels.
 
 Series that fit the budget are one slab, so their pixels go up once and their mask comes down once; larger ones go slab
-by slab, with the same result. Crumbs (`trt.decision`) are found on the host, in masks.
+by slab, with the same result: while one is calculated, the next goes up and the mask of the last comes down. Crumbs
+(`trt.decision`) are found on the host, in masks.
 
 Tested on torch's CPU device, which runs the very same code; not run on a GPU yet.
 """
@@ -13,18 +14,21 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trt.copies import Falling, copies
 from trt.decision import settle
 from trt.engine import OutOfMemory
 from trt.geometry import Resampling
 from trt.labels import Label
 from trt.patches import Array, Progress, Region
-from trt.slabs import Cut, Network, down, slabs, up
+from trt.slabs import Cut, Network, slabs, up
+from trt.stages import Stages, unwatched
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +47,16 @@ def predict_mask(
     weights: Resampling | None = None,
     region: Region | None = None,
     progress: Progress | None = None,
-    budget_mb: int = BUDGET_MB,
+    budget_mb: float = BUDGET_MB,
     stream: torch.cuda.Stream | None = None,
+    stages: Stages | None = None,
 ) -> NDArray[np.uint8]:
     """The mask (Z, Y, X) uint8 of a normalised volume (Z, Y, X) float32, on the grid that `weights` lead back to.
 
     As `trt.decision.decide` of `trt.patches.predict_slices`, whose arguments these are. `volume` lies on the host, or
     whole on the device. What is on the device beside the network, that volume included, stays within `budget_mb`, or
-    takes one slice at a time. All work is queued on `stream`, by default the device's current one.
+    takes one slice at a time. All work is queued on `stream`, by default the device's current one. `stages` are told
+    gather, network, blend and label.
 
     Where the device has no memory left, everything is done once more with half the batch in half the budget.
 
@@ -68,7 +74,9 @@ def predict_mask(
         tried = replace(cut, batch=max(cut.batch // share, 1))
         try:
             with torch.no_grad(), on_stream(stream):
-                masks = _masks(volume, network, device, tried, labels, weights, region, progress, budget / share)
+                masks = _masks(
+                    volume, network, device, tried, labels, weights, region, progress, budget / share, stages
+                )
         except torch.OutOfMemoryError as error:
             reason = (str(error).splitlines() or [""])[0]
         else:
@@ -100,9 +108,10 @@ def slices_within(budget_mb: float, cut: Cut, plane: tuple[int, int], native: tu
     """
     height, width = (max(side, length) for side, length in zip(cut.patch, plane, strict=True))
     area, result = height * width, native[0] * native[1]
-    # float32: pixels, twice where they are padded; means; total. Bytes: the region and its inverse; masks.
-    per_slice = 4 * area * (1 + (plane != (height, width)) + cut.classes + 1) + 2 * area + volumes * result
-    neighbours = 2 * (cut.channels // 2) * 8 * area
+    # float32: pixels, the next slab's, once more where they are padded; means; total. Bytes: the region and its
+    # inverse; masks, and those of the slab before.
+    per_slice = 4 * area * (2 + (plane != (height, width)) + cut.classes + 1) + 2 * area + 2 * volumes * result
+    neighbours = 2 * (cut.channels // 2) * 12 * area
     # float32: gathered, answered, and two parts of the blending; then one slice on its way back, and its choices.
     batch = 4 * cut.batch * cut.patch[0] * cut.patch[1] * (cut.channels + 3 * cut.classes + 2)
     back = (
@@ -121,6 +130,7 @@ def _masks(
     region: Region | None,
     progress: Progress | None,
     budget_mb: float,
+    stages: Stages | None,
 ) -> NDArray[np.uint8]:
     """The likeliest class (Z, Y, X), and for each doubted label the next one where it is that label's: (1 + V, ...)."""
     plane = int(volume.shape[1]), int(volume.shape[2])
@@ -131,13 +141,22 @@ def _masks(
     values = [label.value for label in _doubted(labels)]
     depth = slices_within(budget_mb, cut, plane, native, 1 + len(values))
     masks = np.empty((1 + len(values), volume.shape[0], *native), np.uint8)
-    for first, slab in slabs(volume, network, device, cut, depth=depth, region=region, progress=progress):
+    landing: tuple[slice, Falling] | None = None
+    stage = unwatched if stages is None else stages
+    options: dict[str, Any] = {"depth": depth, "region": region, "progress": progress, "stages": stages}
+    for first, slab in slabs(volume, network, device, cut, **options):
         found = torch.empty((1 + len(values), len(slab), *native), dtype=torch.uint8, device=device)
-        for number, logits in enumerate(slab):  # (K, Y, X)
-            if back is not None:
-                logits = torch.matmul(torch.matmul(back[0], logits), back[1].T)
-            _choose(logits, values, found[:, number])
-        masks[:, first : first + len(slab)] = down(found)
+        with stage("label"):
+            for number, logits in enumerate(slab):  # (K, Y, X)
+                if back is not None:
+                    logits = torch.matmul(torch.matmul(back[0], logits), back[1].T)
+                _choose(logits, values, found[:, number])
+        falling = slice(first, first + len(slab)), copies(device).down(found)
+        if landing is not None:  # the slab before, this one being queued
+            masks[:, landing[0]] = landing[1].here()
+        landing = falling
+    if landing is not None:
+        masks[:, landing[0]] = landing[1].here()
     return masks
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +18,11 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from trt.candidates import Candidate, mirrored
+from trt.candidates import Candidate, mirrored, open_candidate
 from trt.card import PICTURES, render_with, write_card
 from trt.dataset import Case, DatasetError, read_folder, read_split
-from trt.engine import Engine, EngineError, Precision, finder_precision, open_engine
-from trt.extraction import Extraction, finder_model
+from trt.engine import EngineError, Precision
+from trt.extraction import Extraction
 from trt.lesions import Weighting
 from trt.manifest import DEFAULT_MODEL, MAX_OVERLAP, Manifest, ManifestError, load
 from trt.metrics import FOUND_IOU, MIN_VOLUME
@@ -156,25 +157,13 @@ def main(
         try:
             manifests = [load(model), *(load(folder) for folder in baseline or ())]
             cases, scored = choose_cases(data, manifests, patients, training_too)
-            engines = [_open(stack, manifest, backend, precision, threads) for manifest in manifests]
-            finders = [
-                _open(stack, finder_model(manifest), backend, finder_precision(precision), threads)
-                if extraction == "spine" and manifest.finder
-                else None
+            options: dict[str, Any] = {"precision": precision, "threads": threads}
+            opened = [
+                open_candidate(stack, manifest, backend, overlap=overlap, extraction=extraction, **options)
                 for manifest in manifests
             ]
-            candidates = [
-                Candidate(
-                    manifest,
-                    mirrored(engine) if tta else engine,
-                    overlap,
-                    "tissue" if extraction == "spine" and finder is None else extraction,
-                    finder,
-                    engine.flexible,
-                )
-                for manifest, engine, finder in zip(manifests, engines, finders, strict=True)
-            ]
-            runs = [f"{run['backend']} {run['precision']}" for run in (engine.describe() for engine in engines)]
+            candidates = [replace(one, predict=mirrored(one.predict)) if tta else one for one, _ in opened]
+            runs = [f"{run['backend']} {run['precision']}" for run in (engine.describe() for _, engine in opened)]
             weightings = (Weighting.T1_GADOLINIUM, *([Weighting.T2] if t2 else []))
             looking = any(knows_tumours(manifest.labels) for manifest in manifests)
             plans = plan(cases, simulated if looking else 0, weightings)
@@ -241,10 +230,6 @@ def _pictures_of(manifest: Manifest) -> Path:
 
 def _as_json(fields: Any) -> str:
     return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
-
-
-def _open(stack: ExitStack, manifest: Manifest, backend: str, precision: Precision, threads: int | None) -> Engine:
-    return stack.enter_context(open_engine(manifest, backend, precision=precision, threads=threads))
 
 
 def _entry(candidate: Candidate, scores: Sequence[Score], engine: str) -> dict[str, Any]:

@@ -21,6 +21,10 @@ MOST_PIXELS = 8 * 128 * 128
 """Of one patch. It bounds memory, and is the same for everybody: a mask must not depend on how its host is set up."""
 
 
+ABREAST = 2
+"""So many patches at a time, however large, unless less is asked for: engines run parts of a batch side by side."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """Patches of `patch` (y, x) pixels that share `overlap` of their sides, `batch` of them at a time.
@@ -72,7 +76,7 @@ def fit(
 
     Their sides are multiples of the manifest's stride, no shorter than the model's own, and their overlap is as many
     pixels as `overlap` (by default the manifest's) of the model's own patch. No patch has more than MOST_PIXELS, and no
-    call, but for one of a single patch, more than `batch` patches of the model's own size; how a volume is cut does not
+    call of more than ABREAST patches more than `batch` patches of the model's own size; how a volume is cut does not
     depend on that. Without a stride, and for an engine that is not `flexible`, they are the model's own.
     """
     own, share = manifest.patch, manifest.overlap if overlap is None else overlap
@@ -94,7 +98,7 @@ def fit(
         return fixed
     *_, patch, shared = min(found)  # by one plane for all slices: to count each slice's for each size takes long
     area, most = patch[0] * patch[1], batch * own[0] * own[1]
-    fitted = Fit(patch, shared, max(most // area, 1), count_patches(shape, patch, shared, region))
+    fitted = Fit(patch, shared, max(most // area, min(ABREAST, batch)), count_patches(shape, patch, shared, region))
     return min(fitted, fixed, key=lambda each: (each.pixels, each.patches))
 
 

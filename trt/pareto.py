@@ -19,15 +19,16 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from trt.card import PARETO_FILE, CardError, write_card
-from trt.dataset import Case, DatasetError, read_folder, read_split
+from trt.candidates import Candidate, open_precisions
+from trt.card import PARETO_FILE, CardError, pareto_table, write_figures
+from trt.dataset import Case, DatasetError, read_held_back
 from trt.decision import decide
-from trt.engine import PRECISIONS, Engine, EngineError, Precision, open_engine
-from trt.extraction import Extraction, finder_model, select
+from trt.engine import EngineError, Precision
+from trt.extraction import Extraction, select
 from trt.fitting import fit
-from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
+from trt.manifest import DEFAULT_MODEL, ManifestError, load
 from trt.metrics import dice
-from trt.patches import Predict, normalise
+from trt.patches import normalise
 
 OVERLAPS = (0.0, 0.125, 0.25, 0.5)
 EXTRACTIONS: tuple[Extraction, ...] = ("all", "tissue", "spine")
@@ -75,15 +76,16 @@ class Row:
     mean: float
 
 
-def attempt(case: Case, manifest: Manifest, predict: Predict, finder: Predict | None, choice: Choice) -> Trial:
+def attempt(case: Case, candidate: Candidate, choice: Choice) -> Trial:
     """Segment a case, on the model's grid, and judge it."""
     extraction, overlap, fitted, precision = choice
+    manifest = candidate.manifest
     image = normalise(case.image, manifest.normalisation)
     began = time.process_time()
-    region = select(image, manifest, extraction, finder).region
+    region = select(image, manifest, extraction, candidate.finder).region
     selected = time.process_time()
     found = fit(image.shape, region, manifest, flexible=fitted, overlap=overlap)
-    slices = found.slices(image, predict, manifest, region)
+    slices = found.slices(image, candidate.predict, manifest, region)
     mask = decide(slices, image.shape, manifest.labels, math.prod(case.spacing))
     ended = time.process_time()
     spine = case.mask > 0
@@ -134,30 +136,6 @@ def _row(trials: Sequence[Trial]) -> Row:
     )
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
-    names = list(rows[0].dice)
-    heads = [
-        "extraction",
-        "patch",
-        "overlap",
-        "patches",
-        "megapixels",
-        "CPU s",
-        "of them selecting",
-        *names,
-        "mean",
-        "kept, worst",
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in rows:
-        figures = [f"{row.dice.get(name, math.nan):.4f}" for name in names]
-        run = [f"{row.overlap:g}", f"{row.patches:.0f}", f"{row.pixels / 1e6:.2f}", row.precision]
-        cells = ["fitted" if row.fitted else "own", *run, f"{row.cpu_s:.2f}", f"{row.select_s:.2f}", *figures]
-        lines.append("| " + " | ".join([row.extraction, *cells, f"{row.mean:.4f}", f"{row.kept:.5f}"]) + " |")
-    return "\n".join(lines)
-
-
 def main(
     data: Annotated[Path, typer.Option(help="Folder of series with image and mask.")],
     model: Annotated[str, typer.Option(help="Name or folder of the model; split.json beside it.")] = DEFAULT_MODEL,
@@ -169,43 +147,27 @@ def main(
     with ExitStack() as stack:
         try:
             manifest = load(model)
-            people = read_split(manifest.path.with_name("split.json"))
-            names = [label.name for label in manifest.labels]
-            cases = read_folder(data, len(names), people.validation, names=names, pixels=manifest.spacing_mm)
-            engines: dict[Precision, Engine] = {}
-            for precision in PRECISIONS["openvino"]:
-                try:
-                    engines[precision] = stack.enter_context(
-                        open_engine(manifest, threads=threads, precision=precision)
-                    )
-                except EngineError as error:  # a CPU without bf16, a model without eight bits
-                    if precision == "f32":
-                        raise
-                    typer.echo(f"no row of {precision}: {error}", err=True)
-            finder = None
-            if manifest.finder is not None:
-                finder = stack.enter_context(open_engine(finder_model(manifest), threads=threads))
+            cases = read_held_back(data, manifest)
+            candidates = open_precisions(stack, manifest, threads, lambda text: typer.echo(text, err=True))
         except (ManifestError, DatasetError, EngineError) as error:
             raise typer.BadParameter(str(error)) from error
-        wanted = EXTRACTIONS if finder is not None else EXTRACTIONS[:-1]
+        wanted = EXTRACTIONS if manifest.finder is not None else EXTRACTIONS[:-1]
         choices: list[Choice] = list(product(wanted, OVERLAPS, (False,), ("f32",)))
-        if engines["f32"].flexible:
-            choices += product(wanted, (manifest.overlap,), (True,), engines)
-        trials = [attempt(case, manifest, engines[choice[3]], finder, choice) for case in cases for choice in choices]
+        if candidates["f32"].flexible:
+            choices += product(wanted, (manifest.overlap,), (True,), candidates)
+        trials = [attempt(case, candidates[choice[3]], choice) for case in cases for choice in choices]
     rows = summarise(trials)
+    figures = {"sha256": manifest.digest, "series": len(cases), "rows": [asdict(row) for row in rows]}
     if record:
-        figures = {"sha256": manifest.digest, "series": len(cases)}
-        text = json.dumps(figures | {"rows": rows}, indent=1, default=asdict)
-        manifest.path.with_name(PARETO_FILE).write_text(text + "\n", encoding="utf-8")
         try:
-            write_card(manifest)
+            write_figures(manifest, PARETO_FILE, figures)
         except CardError as error:
-            raise typer.BadParameter(f"the figures are written, the card is not: {error}") from error
+            raise typer.BadParameter(str(error)) from error
     if as_json:
         report = {"model": f"{manifest.name} {manifest.version}", "rows": rows, "trials": trials}
         typer.echo(json.dumps(report, indent=1, default=asdict))
     else:
-        typer.echo(markdown(rows))
+        typer.echo(pareto_table(figures))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from trt.candidates import Candidate
-from trt.card import PRECISIONS_FILE, CardError, precision_table, write_card
-from trt.dataset import DatasetError, Mask, read_folder, read_split
-from trt.engine import PRECISIONS, EngineError, Precision, cores, finder_precision, open_engine
-from trt.extraction import finder_model
+from trt.candidates import Candidate, open_precisions
+from trt.card import PRECISIONS_FILE, CardError, precision_table, write_figures
+from trt.dataset import DatasetError, Mask, read_held_back
+from trt.engine import EngineError, Precision, cores
 from trt.lesions import Weighting
 from trt.manifest import DEFAULT_MODEL, Manifest, ManifestError, load
 from trt.metrics import spread
@@ -144,10 +143,8 @@ def main(
     with ExitStack() as stack:
         try:
             manifest = load(model)
-            people = read_split(manifest.path.with_name("split.json"))
-            names = [label.name for label in manifest.labels]
-            cases = read_folder(data, len(names), people.validation, names=names, pixels=manifest.spacing_mm)
-            candidates = _open(stack, manifest, threads)
+            cases = read_held_back(data, manifest)
+            candidates = open_precisions(stack, manifest, threads, lambda text: typer.echo(text, err=True))
         except (ManifestError, DatasetError, EngineError) as error:
             raise typer.BadParameter(str(error)) from error
         each = simulated if knows_tumours(manifest.labels) else 0
@@ -162,32 +159,10 @@ def main(
     }
     typer.echo(json.dumps(report, indent=1) if as_json else precision_table(report))
     if record:
-        path = manifest.path.with_name(PRECISIONS_FILE)
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         try:
-            write_card(manifest)
+            write_figures(manifest, PRECISIONS_FILE, report)
         except CardError as error:
-            raise typer.BadParameter(f"the figures are written, the card is not: {error}") from error
-
-
-def _open(stack: ExitStack, manifest: Manifest, threads: int | None) -> dict[Precision, Candidate]:
-    """The model in every precision that can be had here, its finder as it serves beside each."""
-    candidates: dict[Precision, Candidate] = {}
-    for precision in PRECISIONS["openvino"]:
-        try:
-            engine = stack.enter_context(open_engine(manifest, threads=threads, precision=precision))
-            finder = None
-            if manifest.finder is not None:
-                finder = stack.enter_context(
-                    open_engine(finder_model(manifest), threads=threads, precision=finder_precision(precision))
-                )
-        except EngineError as error:  # a CPU without bf16, a model without eight bits
-            if precision == REFERENCE:
-                raise
-            typer.echo(f"no row of {precision}: {error}", err=True)
-            continue
-        candidates[precision] = Candidate(manifest, engine, extraction="spine", finder=finder, flexible=engine.flexible)
-    return candidates
+            raise typer.BadParameter(str(error)) from error
 
 
 if __name__ == "__main__":

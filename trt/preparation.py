@@ -1,7 +1,8 @@
 """What comes before the patches, on a torch device: resampling, normalisation, and where to run.
 
 As `trt.geometry.to_model`, `trt.patches.normalise` and `trt.extraction.select`, for series that fit the budget whole:
-the pixels go up once, as the scanner gave them, and what comes down is a region.
+the pixels go up once, as the scanner gave them, and what comes down is a region. `send` lets them go up while another
+series is calculated.
 
 Tested on torch's CPU device, which runs the very same code; not run on a GPU yet.
 """
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trt import extraction
+from trt.copies import Rising, copies
 from trt.device import BUDGET_MB, on_stream
 from trt.engine import DeviceEngine
 from trt.extraction import Extraction, Selection
@@ -28,10 +30,33 @@ from trt.slabs import Cut, down, padded, slabs, up
 log = logging.getLogger(__name__)
 
 
+def send(voxels: Array, engine: DeviceEngine, most_mb: float) -> Rising | None:
+    """The series' own `voxels` (Z, Y, X) float32 on their way to the engine's device, for `prepare`.
+
+    None where they take more than `most_mb`, or more than there is: `prepare` then takes them from the host. It may be
+    called while the engine calculates, from another thread.
+    """
+    if voxels.nbytes > most_mb * 2**20:
+        return None
+    try:
+        return copies(engine.device).up(voxels)
+    except torch.OutOfMemoryError as error:
+        log.warning("no device memory to send a series ahead to: %s", str(error).partition("\n")[0])
+        return None
+
+
 def prepare(
-    voxels: Array, weights: Resampling, normalisation: Normalisation, engine: DeviceEngine, budget_mb: int = BUDGET_MB
+    voxels: Array,
+    weights: Resampling,
+    normalisation: Normalisation,
+    engine: DeviceEngine,
+    budget_mb: float = BUDGET_MB,
+    *,
+    rising: Rising | None = None,
 ) -> Tensor | None:
     """The normalised volume on the model's grid (Z, Y, X) float32, on the engine's device, of the series' own `voxels`.
+
+    `rising` is what `send` gave for them, and is used up.
 
     None where it takes more than a quarter of the budget, or of what memory there is: it is then for the host to
     prepare. Raises `ValueError` for NaN or infinity.
@@ -41,7 +66,8 @@ def prepare(
         return None
     try:
         with torch.no_grad(), on_stream(engine.stream):
-            return _normalised(_resampled(voxels, weights, engine.device), normalisation)
+            there = voxels if rising is None else rising.there()
+            return _normalised(_resampled(there, weights, engine.device), normalisation)
     except torch.OutOfMemoryError as error:
         log.warning("no device memory to prepare a series with; the host does: %s", str(error).partition("\n")[0])
         return None
@@ -104,14 +130,17 @@ def percentiles(values: Tensor, wanted: tuple[float, ...]) -> list[float]:
     return [low + (high - low) * (place % 1) for (low, high), place in zip(pairs, places, strict=True)]
 
 
-def _resampled(voxels: Array, weights: Resampling, device: torch.device) -> Tensor:
-    """Slices with the model's pixels, each sent as it is and resampled there; the tensor is never the array itself."""
+def _resampled(voxels: Array | Tensor, weights: Resampling, device: torch.device) -> Tensor:
+    """Slices with the model's pixels, resampled there; those of an array are sent one by one, and stay as they are."""
+    if weights.identity and isinstance(voxels, Tensor):
+        return voxels
     there = torch.empty((len(voxels), *weights.size), device=device)
     if weights.identity:
         return there.copy_(up(voxels, device))
     rows, columns = (up(matrix.toarray(), device) for matrix in weights.to_model)
-    for plane, voxel_plane in zip(there, voxels, strict=True):
-        torch.matmul(torch.matmul(rows, up(voxel_plane, device)), columns.T, out=plane)
+    for plane, own in zip(there, voxels, strict=True):
+        sent = own if isinstance(own, Tensor) else up(own, device)
+        torch.matmul(torch.matmul(rows, sent), columns.T, out=plane)
     return there
 
 

@@ -1,7 +1,8 @@
 """The patch pipeline of `trt.patches` on a torch device, a slab of slices at a time.
 
-The host sends places and hears nothing until a slab is done. Every patch takes its part in a pixel in the order and by
-the arithmetic of `trt.patches`, so that the identity law holds bit for bit here too.
+The host sends places and hears nothing until the next slab is queued: while one is calculated, the pixels of the next
+go up (`trt.copies`). Every patch takes its part in a pixel in the order and by the arithmetic of `trt.patches`, so that
+the identity law holds bit for bit here too.
 
 Tested on torch's CPU device, which runs the very same code; not run on a GPU yet.
 """
@@ -17,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trt.copies import Falling, Rising, copies
 from trt.patches import BACKGROUND, Array, NonFiniteOutput, Progress, Region, bell, grids_of, lacking
+from trt.stages import Stages, unwatched
 
 Network: TypeAlias = Callable[[Tensor], Tensor]
 """Patches (N, C, H, W) float32 to logits (N, K, H, W) float32, both on the device; N is the batch at each call.
@@ -49,11 +52,13 @@ def slabs(
     depth: int,
     region: Region | None = None,
     progress: Progress | None = None,
+    stages: Stages | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (first slice, blended logits (S, K, Y, X) float32 on the device) of `depth` slices at a time, in order.
 
-    What is yielded is the caller's until the next is asked for, and is then overwritten. Otherwise as
-    `trt.patches.predict_slices`.
+    What is yielded is the caller's until the next is asked for, and is then overwritten by work queued on the current
+    stream. Otherwise as `trt.patches.predict_slices`, but that `NonFiniteOutput` of a slab is raised in place of the
+    next but one, or of the end: whoever takes all hears of it. `stages` are told gather, network and blend.
     """
     if volume.ndim != 3 or 0 in volume.shape or volume.dtype not in (np.float32, torch.float32):
         raise ValueError(f"volume must be (Z, Y, X) float32 and not empty, not {tuple(volume.shape)} {volume.dtype}")
@@ -66,14 +71,18 @@ def slabs(
     (top, bottom), (left, right) = lacking(shape[1:], cut.patch)
     rows, columns = top + shape[1] + bottom, left + shape[2] + right
     reach, depth = cut.channels // 2, min(depth, shape[0])
+    stage = unwatched if stages is None else stages
     weight = up(np.multiply.outer(*(bell(side) for side in cut.patch)).astype(np.float32), device)  # (H, W)
     means = torch.empty((depth, cut.classes, rows, columns), device=device)
     totals = torch.empty((depth, rows, columns), device=device)
     done, count = 0, sum(map(len, grids))
-    for first in range(0, shape[0], depth):
-        last = min(first + depth, shape[0])
-        low, high = max(first - reach, 0), min(last + reach, shape[0])
-        pixels = padded(_part(volume, low, high, device), (top, bottom), (left, right))
+    bounds = [(first, min(first + depth, shape[0])) for first in range(0, shape[0], depth)]
+    near = [(max(first - reach, 0), min(last + reach, shape[0])) for first, last in bounds]  # with their channels
+    coming, doubtful = _sent(volume, near[0], device), None
+    for (first, last), (low, _), after in zip(bounds, near, [*near[1:], None], strict=True):
+        pixels = padded(coming if isinstance(coming, Tensor) else coming.there(), (top, bottom), (left, right))
+        if after is not None:
+            coming = _sent(volume, after, device)
         windows = pixels.unfold(1, cut.patch[0], 1).unfold(2, cut.patch[1], 1)  # (Z, rows, columns, H, W)
         means.zero_()
         totals.zero_()
@@ -83,32 +92,45 @@ def slabs(
             now = chosen[start : start + cut.batch]
             at = where[number]
             slices, y, x = at[:, :-2], at[:, -2:-1], at[:, -1:]  # (N, C), (N, 1), (N, 1)
-            logits = network(windows[slices, y, x])  # (N, K, H, W)
+            with stage("gather"):
+                patches = windows[slices, y, x]  # (N, C, H, W)
+            with stage("network"):
+                logits = network(patches)  # (N, K, H, W)
             _check(logits, cut)
-            for begin, end, y0, x0, position in _runs(now):
-                window = slice(y0, y0 + cut.patch[0]), slice(x0, x0 + cut.patch[1])
-                mean, total = (
-                    means[begin - first : end - first, :, *window],
-                    totals[begin - first : end - first, *window],
-                )
-                share = weight / total.add_(weight)  # (R, H, W); exactly 1 for the first patch of a pixel
-                mean += logits[position : position + end - begin].sub(mean).mul_(share[:, None])
+            with stage("blend"):
+                for begin, end, y0, x0, position in _runs(now):
+                    window = slice(y0, y0 + cut.patch[0]), slice(x0, x0 + cut.patch[1])
+                    mean, total = (
+                        means[begin - first : end - first, :, *window],
+                        totals[begin - first : end - first, *window],
+                    )
+                    share = weight / total.add_(weight)  # (R, H, W); exactly 1 for the first patch of a pixel
+                    mean += logits[position : position + end - begin].sub(mean).mul_(share[:, None])
             done += len(now)
             if progress is not None:
                 progress(done, count)
         del pixels, windows
         found = means[: last - first]
-        if not bool(torch.stack(torch.aminmax(found)).isfinite().all()):  # the host waits here, once per slab
-            raise NonFiniteOutput(
-                "the network returned NaN or infinity, or logits too far apart for float32; try precision f32, then "
-                "another model"
-            )
+        finite = copies(device).down(torch.stack(torch.aminmax(found)).isfinite())
+        if doubtful is not None:
+            _require_finite(doubtful)  # the host waits for the slab before, this one being queued
+        doubtful = finite
         found = found[:, :, top : top + shape[1], left : left + shape[2]]
         if region is not None:
             outside = ~_plane(region, first, last, device)  # (S or 1, Y, X)
             found[:, 0].masked_fill_(outside, BACKGROUND)
             found[:, 1:].masked_fill_(outside[:, None], 0)
         yield first, found
+    if doubtful is not None:
+        _require_finite(doubtful)
+
+
+def _require_finite(finite: Falling) -> None:
+    if not finite.here().all():
+        raise NonFiniteOutput(
+            "the network returned NaN or infinity, or logits too far apart for float32; try precision f32, then "
+            "another model"
+        )
 
 
 def _in_order(grids: list[list[tuple[int, int]]], first: int, last: int) -> list[tuple[int, int, int]]:
@@ -137,8 +159,10 @@ def _where(chosen: list[tuple[int, int, int]], cut: Cut, low: int, depth: int, d
     return up(np.concatenate((slices, places[:, 1:]), axis=1).reshape(-1, cut.batch, cut.channels + 2), device)
 
 
-def _part(volume: Array | Tensor, low: int, high: int, device: torch.device) -> Tensor:
-    return volume[low:high] if isinstance(volume, Tensor) else up(volume[low:high], device)
+def _sent(volume: Array | Tensor, part: tuple[int, int], device: torch.device) -> Tensor | Rising:
+    """Slices from the first up to the last of `part`: those that are there, or on their way."""
+    slices = slice(*part)
+    return volume[slices] if isinstance(volume, Tensor) else copies(device).up(volume[slices])
 
 
 def padded(pixels: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:

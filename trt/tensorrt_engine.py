@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trt.build import BuildPrecision, Library, build_engine, choose_capability, find_library, key_for
 from trt.callbacks import logger
+from trt.device_engine import BatchEngine, translated
 from trt.engine import EngineError, OutOfMemory
 from trt.enginecache import CachedEngine, CacheError, keep_kernels, kernels_of, obtain
-from trt.fixedbatch import FixedBatch
 from trt.manifest import Manifest
-from trt.patches import Array
-from trt.torch_engine import translated
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +47,7 @@ def open_tensorrt(manifest: Manifest, folder: Path, *, batch: int, precision: Bu
     return engine
 
 
-class TensorRtEngine:
+class TensorRtEngine(BatchEngine):
     """An engine file in the memory of the GPU, with one context, for the batch size that it was built for.
 
     `kernels` is what an earlier engine of this file gave as its `kernels`. `device` is where the buffers lie: a
@@ -65,7 +62,6 @@ class TensorRtEngine:
     """
 
     backend = "tensorrt"
-    flexible = False
 
     def __init__(
         self,
@@ -78,7 +74,8 @@ class TensorRtEngine:
         device: str = "cuda",
     ) -> None:
         self._manifest, self._library, self.cached = manifest, library, cached
-        self._what = f"{cached.key.name} on {library.name} {library.version}"
+        version = f"{library.name} {library.version}"
+        self._what = f"{cached.key.name} on {version}"
         self._complaints = logger(library.module)
         self._complaints.errors.clear()
         self._runtime = library.module.Runtime(self._complaints)
@@ -86,10 +83,8 @@ class TensorRtEngine:
         if self._engine is None:
             raise self._refused(f"does not load; {ANEW}")
         source, target = self._names()
+        super().__init__(manifest, cached.key.shape, device, self._what, version, cached.key.precision)
         with translated(self._what):
-            self.device = torch.device(device)
-            self._batch = FixedBatch(cached.key.shape, manifest.classes, self.device)
-            self.stream = self._batch.stream
             self._config, self._cache, self._context = self._make_context(kernels)
             addressed = (
                 self._context.set_input_shape(source, cached.key.shape)
@@ -100,26 +95,6 @@ class TensorRtEngine:
                 raise self._refused("does not take its buffers")
             self._batch.prepare(self._launch, capturable=self._capturable)
 
-    def __call__(self, patches: Array) -> Array:
-        """Logits (N, K, H, W) of patches (N, C, H, W); see `trt.engine.Engine`."""
-        with translated(self._what):
-            return self._batch.on_host(patches)
-
-    def on_device(self, patches: Tensor) -> Tensor:
-        """Logits of patches that are on the GPU; see `trt.engine.DeviceEngine`."""
-        return self._batch.on_device(patches)
-
-    def describe(self) -> dict[str, str]:
-        """What runs; see `trt.engine.Engine`."""
-        return {
-            "model": f"{self._manifest.name} {self._manifest.version}",
-            "backend": self.backend,
-            "version": f"{self._library.name} {self._library.version}",
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
-            "precision": self.cached.key.precision,
-            "batch": str(self.cached.key.shape[0]),
-        }
-
     def kernels(self) -> bytes:
         """What the library compiled for this GPU so far, to be given to the next of its kind; empty for `tensorrt`."""
         if self._cache is None:
@@ -127,21 +102,9 @@ class TensorRtEngine:
         found = self._cache.serialize()
         return b"" if found is None else bytes(memoryview(found))
 
-    def close(self) -> None:
-        """Free the model's memory; see `trt.engine.Engine`."""
-        self._batch.close()
+    def _let_go(self) -> None:
         # In this order: each lives in the next.
         self._context = self._cache = self._config = self._engine = self._runtime = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _names(self) -> tuple[str, str]:
         """The names of the one input and the one output, which are as the manifest promises."""

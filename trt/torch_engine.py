@@ -6,24 +6,19 @@ torch's CPU device as well, for tests. It has not run on a GPU yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
-
 import torch
 from torch import Tensor
 
-from trt.engine import EngineError, OutOfMemory
+from trt.device_engine import BatchEngine, translated
+from trt.engine import EngineError
 from trt.fixedbatch import FixedBatch
 from trt.gpu import capability
 from trt.manifest import Manifest, ManifestError, sha256
-from trt.patches import Array
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16}
 
 
-class TorchEngine:
+class TorchEngine(BatchEngine):
     """The model by torch on the first GPU, or on `device`, for one batch size.
 
     Raises
@@ -37,77 +32,25 @@ class TorchEngine:
     """
 
     backend = "torch"
-    flexible = False  # a CUDA graph has one shape
 
     def __init__(self, manifest: Manifest, batch: int, precision: str, device: str = "cuda") -> None:
         if precision not in DTYPES:
             raise EngineError(f"torch has no precision {precision!r}; choose one of: {', '.join(DTYPES)}")
-        self.device = torch.device(device)
-        if self.device.type == "cuda":
+        if torch.device(device).type == "cuda":
             require_cuda()
         network = _rebuilt(manifest)
-        self._manifest, self._precision, self._size = manifest, precision, batch
         dtype = DTYPES[precision]
         layout = torch.channels_last if dtype == torch.float16 else torch.contiguous_format
-        with translated(f"{manifest.name} on torch at a batch of {batch}"):
+        shape, what = (batch, manifest.channels, *manifest.patch), f"{manifest.name} on torch at a batch of {batch}"
+        super().__init__(manifest, shape, device, what, torch.__version__, precision)
+        with translated(what):
             network.to(self.device, dtype, memory_format=layout)
-            self._batch = FixedBatch((batch, manifest.channels, *manifest.patch), manifest.classes, self.device)
-            self.stream = self._batch.stream
             _require_answer(network, self._batch, dtype, manifest)
 
             def launch(given: Tensor, answer: Tensor) -> None:
                 answer.copy_(network(given.to(dtype, memory_format=layout)))
 
             self._batch.prepare(launch)
-
-    def __call__(self, patches: Array) -> Array:
-        """Logits (N, K, H, W) of patches (N, C, H, W); see `trt.engine.Engine`."""
-        with translated("the network"):
-            return self._batch.on_host(patches)
-
-    def on_device(self, patches: Tensor) -> Tensor:
-        """Logits of patches that are on the device; see `trt.engine.DeviceEngine`."""
-        return self._batch.on_device(patches)
-
-    def describe(self) -> dict[str, str]:
-        """What runs; see `trt.engine.Engine`."""
-        return {
-            "model": f"{self._manifest.name} {self._manifest.version}",
-            "backend": self.backend,
-            "version": torch.__version__,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
-            "precision": self._precision,
-            "batch": str(self._size),
-        }
-
-    def close(self) -> None:
-        """Free the model's memory; see `trt.engine.Engine`."""
-        self._batch.close()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Say in this package's errors what torch, and CUDA under it, say of `what` in theirs."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise OutOfMemory(f"{what}: {reason}; set worker.batch lower, or free the GPU") from error
-    except EngineError:
-        raise
-    except RuntimeError as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise EngineError(f"{what}: {reason}; choose backend openvino, which needs no GPU") from error
 
 
 def require_cuda() -> None:

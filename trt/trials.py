@@ -39,6 +39,14 @@ class Rendering(StrEnum):
     SIMULATED = "simulated"  # T1-like or T2, about half with lesions drawn into them
 
 
+FROM_TRUTH = (
+    "T1-like series, and simulated ones of T1 after gadolinium, are calculated with the help of the true mask, and so "
+    "are simulated lesions: **true borders become edges of the image, and figures on them flatter.** Of what is "
+    "calculated, only 'inverted' is free of this."
+)
+"""What stands wherever figures of such series do."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One series to segment: `image` (Z, Y, X) float32, `mask` the truth, uint8; `spacing` (z, y, x) in mm.

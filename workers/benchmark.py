@@ -30,7 +30,8 @@ class Speed:
     """Medians over rounds; `series_s` is of a phantom of SHAPE on the model's pixels, read, segmented and checked.
 
     `network` and `pipeline` are patches of `patch` (y, x) pixels per second, without and with all that cuts and blends.
-    `ready_s` is what opening took, a build and the gate included.
+    `ready_s` is what opening took, a build and the gate included. `shares` are those of each stage in the time of a
+    device, 0..1, where there is one; see `device_shares`.
     """
 
     engine: dict[str, str]
@@ -42,6 +43,7 @@ class Speed:
     stages_s: dict[str, float]
     ready_s: float
     rounds: int
+    shares: dict[str, float]
 
 
 def measure(settings: Settings, rounds: int = 3) -> Speed:
@@ -72,7 +74,33 @@ def measure(settings: Settings, rounds: int = 3) -> Speed:
             stages_s=stages,
             ready_s=ready,
             rounds=rounds,
+            shares=(
+                device_shares(pipeline.engine, manifest, settings.worker.batch)
+                if isinstance(pipeline.engine, DeviceEngine)
+                else {}
+            ),
         )
+
+
+def device_shares(
+    engine: DeviceEngine, manifest: Manifest, batch: int, shape: tuple[int, int, int] = SHAPE
+) -> dict[str, float]:
+    """What gather, network, blend and label each take of the device's time, 0..1, where every patch of `shape` runs.
+
+    Whether gather and blend are worth kernels of their own; see `trt.stages`.
+    """
+    from trt import device, slabs, stages  # and with them torch
+
+    volume = np.random.default_rng(0).random(shape, np.float32)
+    cut = slabs.Cut(manifest.patch, manifest.channels, manifest.classes, manifest.overlap, batch)
+    for _ in range(2):  # the first time warms up
+        watch = stages.Stages(engine.device)
+        device.predict_mask(
+            volume, engine.on_device, engine.device, cut,
+            labels=manifest.labels, voxel_mm3=1.0, stream=engine.stream, stages=watch,
+        )  # fmt: skip
+    seconds = watch.seconds()
+    return {name: took / sum(seconds.values()) for name, took in seconds.items()}
 
 
 def _rate(engine: Engine, manifest: Manifest, patch: tuple[int, int], batch: int) -> float:

@@ -85,16 +85,14 @@ def segment(folder: _Folder, out: _Out, config: _Config = None, picture: _Pictur
     settings = configuration.load(config)
 
     from workers.pipeline import open_pipeline
-    from workers.segment import find_series, segment_found
+    from workers.segment import find_series, segment_all
 
     series = find_series(folder, lambda text: typer.echo(text, err=True))
     typer.echo(f"{len(series)} MR series; {RESEARCH_NOTICE}", err=True)
     typer.echo("the rules of [selection] are not applied here: every MR series found is segmented", err=True)
     failed = 0
     with open_pipeline(settings.worker, settings.seg, settings.state_dir / "engines") as pipeline:
-        for found in series:
-            with _progress(found) as progress:
-                outcome = segment_found(found, out, pipeline, picture=picture, progress=progress)
+        for outcome in segment_all(series, out, pipeline, picture=picture, watch=_progress):
             failed += outcome.error is not None
             _tell(outcome)
     if failed:

@@ -153,6 +153,9 @@ def bench(
     typer.echo(f"network alone   {speed.network:8.1f} patches of {sides} per second")
     typer.echo(f"with pipeline   {speed.pipeline:8.1f} patches per second ({speed.patches} a series)")
     typer.echo(f"a series of {'x'.join(map(str, SHAPE))}, from files to a checked SEG: {speed.series_s:.2f} s")
+    if speed.shares:
+        told = ", ".join(f"{name} {share:.1%}" for name, share in speed.shares.items())
+        typer.echo(f"of the device's time: {told}")
     typer.echo(f"ready after {speed.ready_s:.1f} s; medians of {speed.rounds}", err=True)
 
 

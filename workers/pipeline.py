@@ -22,11 +22,11 @@ from node.records import input_digest
 from trt.engine import Engine, EngineError, finder_precision
 from trt.extraction import Extraction, finder_model
 from trt.manifest import Manifest, ManifestError, load
-from trt.patches import Predict, Progress
+from trt.patches import Progress
 from trt.serving import open_serving
 from workers.codes import meaning_of
 from workers.frames import read_identity
-from workers.prediction import Prediction, predict_mask, timed
+from workers.prediction import Arrival, Prediction, arrive, predict_mask, timed
 from workers.readback import check_segmentation
 from workers.seg import build_segmentation, present_labels, write
 from workers.series import write_series
@@ -66,34 +66,138 @@ class Bundle:
     saved_s: float
 
 
+@dataclass(eq=False)
+class Arrived:
+    """A series that was read: its volume, seconds of each stage so far, and, until handed over, what arrived of it."""
+
+    volume: Volume
+    arrival: Arrival | None
+    timings_s: dict[str, float]
+    ahead: bool
+
+    def hand_over(self) -> Arrival:
+        """What arrived, once: as large as the volume, it is not to stay until the result is written."""
+        arrival, self.arrival = self.arrival, None
+        assert arrival is not None
+        return arrival
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    """Open engines with all that they need to segment series. Close it, or use it as a context."""
+    """Open engines with all that they need to segment series. Close it, or use it as a context.
+
+    Without a `finder`, `worker.extraction` "spine" is "tissue". `facts` go into objects as what calculated them, or, if
+    None, how the engine describes itself.
+    """
 
     engine: Engine
     manifest: Manifest
     worker: settings.Worker
     seg: settings.Seg
     finder: Engine | None = None
-    facts: Mapping[str, str] | None = None  # of the engine: its description, and what its gate found
+    facts: Mapping[str, str] | None = None
 
     @property
     def model(self) -> str:
         """Name and version of the model."""
         return f"{self.manifest.name} {self.manifest.version}"
 
+    @property
+    def overlap(self) -> float:
+        """Share of a patch that neighbours repeat."""
+        return self.manifest.overlap if self.worker.overlap is None else self.worker.overlap
+
+    @property
+    def extraction(self) -> Extraction:
+        """Where the model is to run."""
+        return "tissue" if self.worker.extraction == "spine" and self.finder is None else self.worker.extraction
+
     def segment(self, paths: Sequence[Path], digest: str, progress: Progress | None = None) -> Bundle:
-        """Segment the series in `paths`; see `segment_series`."""
-        return segment_series(
-            paths,
+        """Segment one series of MR images: `read`, `calculate` and `write`, which may overlap those of other series.
+
+        `digest` is that of `digest_of`, or of the node, over the same instances. `progress` is told patches done and
+        patches in all.
+
+        Raises
+        ------
+        InvalidInstance, Unsuitable
+            The files are damaged, form no volume that can be segmented, or show no spine.
+        EngineFailure
+            The network gives no usable answer.
+        DeviceLost
+            The GPU failed, and this process cannot use it any more.
+        InvalidResult
+            The result did not pass its check.
+        """
+        arrived = self.read(paths)
+        return self.write(arrived, self.calculate(arrived, progress), digest)
+
+    def read(self, paths: Sequence[Path], *, ahead: bool = False) -> Arrived:
+        """Read a series of MR images, and turn it; `ahead`, while another is calculated, its voxels go to the device.
+
+        These then take a quarter of `worker.slab_mb`, which the other does without.
+        """
+        timings: dict[str, float] = {}
+        with timed(timings, "read"):
+            volume = read_series(paths)
+        with timed(timings, "prepare"):
+            arrival = arrive(volume, self.engine, self.manifest, ahead_mb=self.worker.slab_mb / 4 if ahead else 0)
+        return Arrived(volume, arrival, timings, ahead)
+
+    def calculate(self, arrived: Arrived, progress: Progress | None = None) -> Prediction:
+        """Predict the mask of what `read` gave, once, in the engines' own thread."""
+        prediction = predict_mask(
+            arrived.hand_over(),
             self.engine,
             self.manifest,
-            worker=self.worker,
-            seg=self.seg,
-            input_digest=digest,
+            overlap=self.overlap,
+            batch=self.worker.batch,
+            extraction=self.extraction,
             finder=self.finder,
-            facts=self.facts,
+            flexible=self.engine.flexible,
             progress=progress,
+            timings=arrived.timings_s,
+            slab_mb=self.worker.slab_mb * (3 / 4 if arrived.ahead else 1),
+        )
+        _tell(arrived.volume, prediction)
+        return prediction
+
+    def write(self, arrived: Arrived, prediction: Prediction, digest: str) -> Bundle:
+        """Make the result object of a series, and check its bytes."""
+        manifest, volume, mask = self.manifest, arrived.volume, prediction.mask
+        description = dict(self.engine.describe() if self.facts is None else self.facts)
+        with timed(arrived.timings_s, "write"):
+            # What was asked, not what was found: the parameters must be the same wherever the job is done again.
+            parameters = {**description, "overlap": f"{self.overlap:g}", "extraction": self.extraction}
+            height, width = manifest.patch
+            if description.get("precision") == "int8" and manifest.quantised is not None:
+                parameters["int8_sha256"] = manifest.quantised.digest
+            parameters["patch"] = f"fitted from {height}x{width}" if self.engine.flexible else f"{height}x{width}"
+            least = [f"{label.name} {label.least_mm3:g}" for label in manifest.labels if label.least_mm3]
+            if least:
+                parameters["least_mm3"] = ", ".join(least)
+            if self.extraction == "spine" and manifest.finder is not None:
+                parameters["finder_sha256"] = manifest.finder.digest
+            segmentation = build_segmentation(volume, mask, manifest, parameters, digest, self.seg)
+            data = write(segmentation)
+        with timed(arrived.timings_s, "check"):
+            check_segmentation(data, volume, mask, manifest)
+        result = ResultObject(
+            name=f"{segmentation.SeriesNumber}.seg.dcm",
+            sop_class_uid=str(segmentation.SOPClassUID),
+            sop_uid=str(segmentation.SOPInstanceUID),
+            data=data,
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+        return Bundle(
+            objects=(result,),
+            timings_s=arrived.timings_s,
+            volumes_ml=volumes_ml(mask, volume, manifest),
+            engine=description,
+            patches=prediction.patches,
+            patch=prediction.patch,
+            share=prediction.share,
+            saved_s=prediction.saved_s,
         )
 
     def __enter__(self) -> Pipeline:
@@ -153,88 +257,6 @@ def open_pipeline(worker: settings.Worker, seg: settings.Seg, engines: Path | No
         finder, told = served[1].engine, served[1].facts()
         facts |= {f"finder_{name}": told[name] for name in _OF_FINDER if name in told}
     return Pipeline(served[0].engine, manifest, worker, seg, finder, facts)
-
-
-def segment_series(
-    paths: Sequence[Path],
-    engine: Engine,
-    manifest: Manifest,
-    *,
-    worker: settings.Worker,
-    seg: settings.Seg,
-    input_digest: str,
-    finder: Predict | None = None,
-    facts: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
-) -> Bundle:
-    """Segment one series of MR images.
-
-    `finder` runs the manifest's finder; without it, `worker.extraction` "spine" is "tissue". `input_digest` is that of
-    `digest_of`, or of the node, over the same instances. `facts` go into the object as what calculated it; without
-    them, how the engine describes itself. `progress` is told patches done and patches in all.
-
-    Raises
-    ------
-    InvalidInstance, Unsuitable
-        The files are damaged, form no volume that can be segmented, or show no spine.
-    EngineFailure
-        The network gives no usable answer.
-    InvalidResult
-        The result did not pass its check.
-    """
-    timings: dict[str, float] = {}
-    overlap = manifest.overlap if worker.overlap is None else worker.overlap
-    with timed(timings, "read"):
-        volume = read_series(paths)
-    extraction: Extraction = "tissue" if worker.extraction == "spine" and finder is None else worker.extraction
-    prediction = predict_mask(
-        volume,
-        engine,
-        manifest,
-        overlap=overlap,
-        batch=worker.batch,
-        extraction=extraction,
-        finder=finder,
-        flexible=engine.flexible,
-        progress=progress,
-        timings=timings,
-        slab_mb=worker.slab_mb,
-    )
-    _tell(volume, prediction)
-    mask, description = prediction.mask, dict(engine.describe() if facts is None else facts)
-    with timed(timings, "write"):
-        # What was asked, not what was found: the parameters must be the same wherever the job is done again.
-        parameters = {**description, "overlap": f"{overlap:g}", "extraction": extraction}
-        height, width = manifest.patch
-        if description.get("precision") == "int8" and manifest.quantised is not None:
-            parameters["int8_sha256"] = manifest.quantised.digest
-        parameters["patch"] = f"fitted from {height}x{width}" if engine.flexible else f"{height}x{width}"
-        least = [f"{label.name} {label.least_mm3:g}" for label in manifest.labels if label.least_mm3]
-        if least:
-            parameters["least_mm3"] = ", ".join(least)
-        if extraction == "spine" and manifest.finder is not None:
-            parameters["finder_sha256"] = manifest.finder.digest
-        segmentation = build_segmentation(volume, mask, manifest, parameters, input_digest, seg)
-        data = write(segmentation)
-    with timed(timings, "check"):
-        check_segmentation(data, volume, mask, manifest)
-    result = ResultObject(
-        name=f"{segmentation.SeriesNumber}.seg.dcm",
-        sop_class_uid=str(segmentation.SOPClassUID),
-        sop_uid=str(segmentation.SOPInstanceUID),
-        data=data,
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
-    return Bundle(
-        objects=(result,),
-        timings_s=timings,
-        volumes_ml=volumes_ml(mask, volume, manifest),
-        engine=description,
-        patches=prediction.patches,
-        patch=prediction.patch,
-        share=prediction.share,
-        saved_s=prediction.saved_s,
-    )
 
 
 def _tell(volume: Volume, prediction: Prediction) -> None:

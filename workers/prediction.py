@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,14 @@ from trt.decision import decide
 from trt.engine import DeviceEngine
 from trt.extraction import Extraction, select
 from trt.fitting import fit
+from trt.geometry import Resampling
 from trt.manifest import Manifest
 from trt.patches import NonFiniteOutput, Predict, Progress, normalise
-from workers.grid import from_canonical, resampling, to_canonical, to_model, to_native
+from workers.grid import Canonical, from_canonical, resampling, to_canonical, to_model, to_native
 from workers.volume import Volume
+
+if TYPE_CHECKING:
+    from trt.copies import Rising
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +45,36 @@ class Prediction:
     saved_s: float
 
 
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """A volume turned to the model's axes, and the weights to and from the model's pixels.
+
+    `rising` are its voxels on their way to the device of an engine that has one, if they were sent ahead.
+    """
+
+    canonical: Canonical
+    weights: Resampling
+    rising: Rising | None = None
+
+
+def arrive(volume: Volume, predict: Predict, manifest: Manifest, *, ahead_mb: float = 0) -> Arrival:
+    """What comes before `predict` is needed, and may be done while it is at another series.
+
+    Voxels of at most `ahead_mb` go up to its device. Raises `Unsuitable` as `workers.grid.resampling`, and otherwise as
+    `predict_mask`.
+    """
+    canonical = to_canonical(volume)
+    weights = resampling(canonical, manifest.spacing_mm)
+    if not ahead_mb or not isinstance(predict, DeviceEngine):
+        return Arrival(canonical, weights)
+    from trt import preparation  # and with it torch
+
+    with _translated(on_device=True):
+        return Arrival(canonical, weights, preparation.send(canonical.voxels, predict, ahead_mb))
+
+
 def predict_mask(
-    volume: Volume,
+    volume: Volume | Arrival,
     predict: Predict,
     manifest: Manifest,
     *,
@@ -52,12 +85,12 @@ def predict_mask(
     flexible: bool = False,
     progress: Progress | None = None,
     timings: dict[str, float] | None = None,
-    slab_mb: int = 512,
+    slab_mb: float = 512,
 ) -> Prediction:
     """Predict the mask of `volume`; `finder` runs the manifest's finder, without which "spine" is "tissue".
 
-    Patches are fitted to what is to run where `predict` is `flexible`; see `trt.fitting.fit`. One slice of logits at a
-    time is on the native grid. `timings` gets the seconds of each stage.
+    A volume arrives first; see `arrive`. Patches are fitted to what is to run where `predict` is `flexible`; see
+    `trt.fitting.fit`. One slice of logits at a time is on the native grid. `timings` gets the seconds of each stage.
 
     Where `predict` is an engine that takes what is on its device, everything from the voxels to the mask stays there,
     in `slab_mb` of its memory; see `trt.preparation` and `trt.device`.
@@ -71,21 +104,23 @@ def predict_mask(
     """
     timings = {} if timings is None else timings
     there = predict if isinstance(predict, DeviceEngine) else None
-    try:
+    with _translated(on_device=there is not None):
         with timed(timings, "prepare"):
-            canonical = to_canonical(volume)
-            weights = resampling(canonical, manifest.spacing_mm)
+            arrival = arrive(volume, predict, manifest) if isinstance(volume, Volume) else volume
+            canonical, weights = arrival.canonical, arrival.weights
             pixels = None  # on the device, if anywhere: a torch.Tensor
             if there is not None:
                 from trt import preparation  # and with it torch
 
-                pixels = preparation.prepare(canonical.voxels, weights, manifest.normalisation, there, slab_mb)
+                pixels = preparation.prepare(
+                    canonical.voxels, weights, manifest.normalisation, there, slab_mb, rising=arrival.rising
+                )
             on_host = pixels is None
             if pixels is None:
                 pixels = normalise(to_model(canonical.voxels, weights), manifest.normalisation)
             shape, voxel_mm3 = canonical.voxels.shape, math.prod(canonical.spacing)
             axes, flips = canonical.axes, canonical.flips
-            del canonical  # as large as the volume
+            del volume, arrival, canonical  # as large as the series
         with timed(timings, "select"):
             if there is None or on_host:
                 selection = select(pixels, manifest, extraction, finder, batch=batch)
@@ -117,14 +152,6 @@ def predict_mask(
                 slices = fitted.slices(pixels, predict, manifest, region, progress)
                 native = ((z, to_native(logits, weights)) for z, logits in slices)
                 mask = decide(native, shape, manifest.labels, voxel_mm3)
-    except NonFiniteOutput as error:
-        raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
-    except RuntimeError as error:  # EngineError, and what a backend itself raises
-        if there is not None and "CUDA error" in str(error):
-            raise DeviceLost(
-                f"the GPU failed: {str(error).splitlines()[0]}", "see nvidia-smi; the worker starts anew by itself"
-            ) from error
-        raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
     return Prediction(
         mask=from_canonical(mask, axes, flips),
         extraction=selection.extraction,
@@ -137,8 +164,22 @@ def predict_mask(
 
 
 @contextmanager
+def _translated(*, on_device: bool) -> Iterator[None]:
+    try:
+        yield
+    except NonFiniteOutput as error:
+        raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
+    except RuntimeError as error:  # EngineError, and what a backend itself raises
+        if on_device and "CUDA error" in str(error):
+            raise DeviceLost(
+                f"the GPU failed: {str(error).splitlines()[0]}", "see nvidia-smi; the worker starts anew by itself"
+            ) from error
+        raise EngineFailure(str(error), "see worker.backend and worker.precision") from error
+
+
+@contextmanager
 def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Note the seconds that the block takes under the name of a stage."""
+    """Note the seconds that the block takes under the name of a stage, beside what the stage took so far."""
     started = time.perf_counter()
     yield
-    timings[stage] = time.perf_counter() - started
+    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started

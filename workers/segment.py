@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from node.errors import InvalidInstance, NotFound, PennodeError
 from node.records import input_digest
 from trt.patches import Progress
 from workers.frames import Identity, read_identity
+from workers.overlap import overlapped
 from workers.overlay import write_picture
-from workers.pipeline import Bundle, Pipeline
-from workers.volume import read_series
+from workers.pipeline import Arrived, Bundle, Pipeline
+from workers.prediction import Prediction
 from workers.whole import write_whole
 
 _MR = (str(MRImageStorage), str(EnhancedMRImageStorage))
@@ -82,23 +84,40 @@ def series_below(folder: Path) -> dict[str, list[Path]]:
     return {found.series_uid: list(found.paths) for found in find_series(folder, lambda _: None)}
 
 
-def segment_found(found: Found, out: Path, pipeline: Pipeline, *, picture: bool, progress: Progress | None) -> Outcome:
-    """Segment one series and write its results into `out`; what is refused is told in the outcome, not raised.
+def segment_all(
+    series: Sequence[Found],
+    out: Path,
+    pipeline: Pipeline,
+    *,
+    picture: bool,
+    watch: Callable[[Found], AbstractContextManager[Progress | None]] = lambda _: nullcontext(),
+) -> Iterator[Outcome]:
+    """Segment series and write their results into `out`; what is refused is told in the outcome, not raised.
 
-    Writes `<series number>_<short>.seg.dcm`, and beside it a `.png` with `picture`. `progress` is told patches done and
-    patches in all.
+    Writes `<series number>_<short>.seg.dcm`, and beside it a `.png` with `picture`. Series overlap, see
+    `workers.overlap`; `watch` is entered while one is calculated, and gives what is told patches done and patches in
+    all.
     """
-    try:
-        bundle = pipeline.segment(found.paths, found.digest, progress)
+
+    def read(found: Found) -> Arrived:
+        return pipeline.read(found.paths, ahead=len(series) > 1)
+
+    def calculate(found: Found, arrived: Arrived) -> Prediction:
+        with watch(found) as progress:
+            return pipeline.calculate(arrived, progress)
+
+    def write(found: Found, arrived: Arrived, prediction: Prediction) -> Outcome:
+        bundle = pipeline.write(arrived, prediction, found.digest)
         (result,) = bundle.objects
         written = [out / f"{found.name}.seg.dcm"]
         write_whole(written[0], result.data)
         if picture:
             written.append(out / f"{found.name}.png")
-            write_picture(written[1], read_series(found.paths), written[0].read_bytes())
-    except PennodeError as error:
-        return Outcome(found, error=error)
-    return Outcome(found, tuple(written), bundle)
+            write_picture(written[1], arrived.volume, result.data)
+        return Outcome(found, tuple(written), bundle)
+
+    for found, outcome in overlapped(series, read, calculate, write):
+        yield Outcome(found, error=outcome) if isinstance(outcome, PennodeError) else outcome
 
 
 def _found(files: list[tuple[Identity, Path]]) -> Found:

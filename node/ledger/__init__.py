@@ -1,13 +1,18 @@
-"""The ledger: the truth about every series, job and delivery."""
+"""The ledger: the truth about every series, job and delivery, and about what peers announce and ask."""
 
+from node.ledger.callers import CallerNotes
+from node.ledger.commitments import Asked, Commitment, Commitments, CommitmentState, Held, Reference
 from node.ledger.database import Database
 from node.ledger.deliveries import Deliveries
-from node.ledger.intake import Intake, Receipt, Recorded
+from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
+from node.ledger.recording import Receipt, Recorded
+from node.ledger.steps import ProcedureStep, StepChange, Steps, StepState
 from node.ledger.views import Views
+from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Views):
+class Ledger(Intake, Jobs, Deliveries, Commitments, Steps, Weighings, Views, CallerNotes):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters
@@ -39,4 +44,7 @@ class Ledger(Intake, Jobs, Deliveries, Views):
         self._db.close()
 
 
-__all__ = ["Ledger", "Receipt", "Recorded"]
+__all__ = [
+    "Asked", "Commitment", "CommitmentState", "Held", "Ledger", "ProcedureStep", "Receipt", "Recorded", "Reference",
+    "StepChange", "StepState",
+]  # fmt: skip

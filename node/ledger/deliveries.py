@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from node.ledger.database import Database
 from node.ledger.moves import move, write_journal
-from node.ledger.schema import delivery, job, result
-from node.records import Delivery, DeliveryState, JobState
+from node.ledger.schema import delivery, job, result, series
+from node.records import Delivery, DeliveryState, JobState, SeriesState
 
 _D = DeliveryState
 _OPEN = [_D.PENDING.value, _D.SENDING.value]
@@ -37,11 +37,17 @@ class Deliveries:
         """Return deliveries to one destination, or to all but some, whose time has come, oldest first.
 
         One that is being sent is due as well: a destination has one courier, so a crash or a lost ledger left it so.
+        Results of a series that has grown since are held back: the next revision's job will supersede theirs.
         """
+        growing = (
+            select(job.c.id)
+            .join(series, series.c.series_uid == job.c.series_uid)
+            .where(series.c.state == SeriesState.RECEIVING.value)
+        )
         query = (
             select(*_COLUMNS)
             .where(delivery.c.state.in_(_OPEN) & (delivery.c.not_before <= now))
-            .where(delivery.c.destination.notin_(excluding))
+            .where(delivery.c.destination.notin_(excluding) & delivery.c.job_id.notin_(growing))
             .order_by(delivery.c.id)
             .limit(limit)
         )
@@ -88,13 +94,19 @@ class Deliveries:
             self._close(delivery_id, _D.FAILED, reason, now)
 
     def _close(self, delivery_id: int, state: DeliveryState, reason: str, now: float) -> None:
+        change = update(delivery).returning(delivery.c.job_id, delivery.c.destination)
+        mine = delivery.c.id == delivery_id
         with self._db.write() as connection:
             row = connection.execute(
-                update(delivery)
-                .where((delivery.c.id == delivery_id) & delivery.c.state.in_(_OPEN))
-                .values(state=state.value, reason=reason, updated_at=now)
-                .returning(delivery.c.job_id, delivery.c.destination)
+                change.where(mine & delivery.c.state.in_(_OPEN)).values(
+                    state=state.value, reason=reason, updated_at=now
+                )
             ).first()
+            if row is None and state is _D.SENT:
+                # Cancelled or superseded while it was on its way: it stays so, but the object is there.
+                state, reason = _D.CANCELLED, f"{reason}; it was on its way when it was cancelled"
+                late = change.where(mine & (delivery.c.state == state.value)).values(reason=reason, updated_at=now)
+                row = connection.execute(late).first()
             if row is None:
                 return
             series_uid = connection.execute(select(job.c.series_uid).where(job.c.id == row.job_id)).scalar_one()

@@ -2,65 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from node.evidence import Evidence, Weighing
 from node.ledger.database import Database
 from node.ledger.deliveries import cancel_deliveries
 from node.ledger.moves import SERIES_COLUMNS, as_series, move, write_journal
-from node.ledger.prepared import Prepared
+from node.ledger.prepared import Unsettled
+from node.ledger.recording import ANY_NUMBER, Receipt, Recorded, record, record_plain
 from node.ledger.schema import instance, job, result, series
+from node.ledger.weighings import write_gaps, write_weighing
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
 
-_HELD = Prepared(
-    select(instance.c.sha256, instance.c.series_uid, instance.c.path).where(instance.c.sop_uid == bindparam("uid"))
-)
-_SERIES = Prepared(
-    select(series.c.state, series.c.revision, series.c.instances)
-    .where(series.c.series_uid == bindparam("uid"))
-    .with_for_update()
-)
-_GROW = Prepared(
-    update(series)
-    .where(series.c.series_uid == bindparam("uid"))
-    .values(state=bindparam("now"), instances=series.c.instances + bindparam("added"), last_at=bindparam("at"))
-)
-_INSERT = Prepared(insert(instance))
-_FIELDS = tuple(name for name in Instance.__dataclass_fields__ if name != "header")
-
-
-class Receipt(StrEnum):
-    """What the ledger made of an instance."""
-
-    NEW = "new"
-    DUPLICATE = "duplicate"  # the same object again, byte for byte
-    CONFLICT = "conflict"  # another object under the same SOP Instance UID; the first is kept
-    TOO_MANY = "too many"  # the series is as large as it may be; nothing was recorded
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What the ledger made of an instance, and for one that it held already, where its file lies in the spool."""
-
-    receipt: Receipt
-    held_path: str = ""
-
-
-@dataclass
-class _Growing:
-    """A series within one transaction; without a state it is not there yet."""
-
-    state: str = ""
-    revision: int = 0
-    instances: int = 0
-    added: list[Instance] = field(default_factory=list)
+# What a newer revision takes over: work that is not finished, and failures that need nobody any more.
+_OVERTAKEN = UNFINISHED | {JobState.FAILED, JobState.REJECTED}
 
 
 class Intake:
@@ -68,10 +29,31 @@ class Intake:
 
     _db: Database
 
+    def prepare_intake(self) -> None:
+        """Open what the first image would else wait for."""
+        with contextlib.suppress(Unsettled), self._db.lock, self._db.lane:
+            pass
+
     def replace_path(self, sop_uid: str, path: str) -> None:
         """Note that an object whose file was lost has come again and lies at `path`."""
         with self._db.write() as connection:
             connection.execute(update(instance).where(instance.c.sop_uid == sop_uid).values(path=path))
+
+    def note_conflict(self, received: Instance, series_uid: str) -> None:
+        """Write into the history of `series_uid` that another object came under the UID of one of its images."""
+        with self._db.write() as connection:
+            write_journal(
+                connection, series_uid, "", "instance", "", "conflict", received.calling_ae,
+                f"another object came under SOP Instance UID {received.sop_uid}; the first was kept",
+                received.received_at,
+            )  # fmt: skip
+
+    def note_digests(self, digests: Mapping[str, str]) -> None:
+        """Record the sha256 of data sets by SOP Instance UID."""
+        statement = update(instance).where(instance.c.sop_uid == bindparam("uid")).values(sha256=bindparam("digest"))
+        if digests:
+            with self._db.write() as connection:
+                connection.execute(statement, [{"uid": uid, "digest": digest} for uid, digest in digests.items()])
 
     def known_paths(self, paths: set[str]) -> set[str]:
         """Return those of `paths` that belong to an instance or to a result."""
@@ -93,83 +75,15 @@ class Intake:
 
         A series takes `most` instances at most.
         """
+        if received and record_plain(self._db, received, ANY_NUMBER if most is None else most):
+            return [Recorded(Receipt.NEW)] * len(received)
         try:
             with self._db.write() as connection:
-                return self._record(connection, received, most)
+                return record(connection, received, most)
         except IntegrityError:
             # Another process brought the same new UID at once, and won.
             with self._db.write() as connection:
-                return self._record(connection, received, most)
-
-    def _record(self, connection: Connection, received: Sequence[Instance], most: int | None) -> list[Recorded]:
-        held: dict[str, tuple[str, str, str]] = {}
-        series_seen: dict[str, _Growing] = {}
-        new: list[dict[str, Any]] = []
-        answers = []
-        for one in received:
-            known = held.get(one.sop_uid) or next(iter(_HELD.run(connection, {"uid": one.sop_uid})), None)
-            if known is not None:
-                answers.append(Recorded(self._again(connection, one, *known[:2]), known[2]))
-                continue
-            if one.series_uid not in series_seen:
-                series_seen[one.series_uid] = self._growing(connection, one.series_uid)
-            growing = series_seen[one.series_uid]
-            if most is not None and growing.instances + len(growing.added) >= most:
-                answers.append(Recorded(Receipt.TOO_MANY))
-                continue
-            growing.added.append(one)
-            held[one.sop_uid] = (one.sha256, one.series_uid, one.path)
-            values = {name: getattr(one, name) for name in _FIELDS}
-            new.append(values | {"header": json.dumps(one.header.to_json()), "revision": growing.revision + 1})
-            answers.append(Recorded(Receipt.NEW))
-        for series_uid, growing in series_seen.items():
-            self._grow(connection, series_uid, growing)
-        if new:
-            _INSERT.run(connection, *new)
-        return answers
-
-    def _again(self, connection: Connection, received: Instance, sha256: str, series_uid: str) -> Receipt:
-        if sha256 == received.sha256:
-            return Receipt.DUPLICATE
-        write_journal(
-            connection, series_uid, "", "instance", "", Receipt.CONFLICT.value, received.calling_ae,
-            f"another object came under SOP Instance UID {received.sop_uid}; the first was kept",
-            received.received_at,
-        )  # fmt: skip
-        return Receipt.CONFLICT
-
-    def _growing(self, connection: Connection, series_uid: str) -> _Growing:
-        rows = _SERIES.run(connection, {"uid": series_uid})
-        return _Growing(*rows[0]) if rows else _Growing()
-
-    def _grow(self, connection: Connection, series_uid: str, growing: _Growing) -> None:
-        """Count instances into their series, which begins or opens its next revision by that."""
-        if not growing.added:
-            return
-        first = growing.added[0]
-        last_at = max(one.received_at for one in growing.added)
-        if not growing.state:
-            connection.execute(
-                insert(series).values(
-                    series_uid=series_uid, study_uid=first.study_uid, state=SeriesState.RECEIVING.value, revision=0,
-                    calling_ae=first.calling_ae, instances=len(growing.added), first_at=first.received_at,
-                    last_at=last_at, seal_reason="",
-                )
-            )  # fmt: skip
-            text = f"first image received from {first.calling_ae}"
-            write_journal(
-                connection, series_uid, "", "series", "", SeriesState.RECEIVING.value, "listener", text,
-                first.received_at,
-            )  # fmt: skip
-            return
-        values = {"uid": series_uid, "now": SeriesState.RECEIVING.value, "added": len(growing.added), "at": last_at}
-        _GROW.run(connection, values)
-        if growing.state == SeriesState.SEALED:
-            text = f"an image came after the seal: revision {growing.revision + 1} is open"
-            write_journal(
-                connection, series_uid, "", "series", SeriesState.SEALED.value, SeriesState.RECEIVING.value,
-                "listener", text, first.received_at,
-            )  # fmt: skip
+                return record(connection, received, most)
 
     def receiving(self) -> list[Series]:
         """Return the series that are still open, oldest first."""
@@ -195,11 +109,13 @@ class Intake:
         verdict: str,
         next_step: str,
         now: float,
+        pieces: Sequence[Evidence] = (),
     ) -> str | None:
         """Seal a series as it was `seen` and make its job; return the job's id.
 
         None: an image came in between, or another process sealed it; nothing was changed. The new job is READY when
-        `wanted`, else SKIPPED with the `verdict` of selection. Unfinished jobs of earlier revisions are superseded.
+        `wanted`, else SKIPPED with the `verdict` of selection. Earlier revisions' jobs are superseded, unless they are
+        DELIVERED, SKIPPED or CANCELLED. `pieces` of evidence are kept beside the `reason`.
         """
         members = list(members)
         revision = seen.revision + 1
@@ -220,6 +136,9 @@ class Intake:
                 connection, seen.series_uid, "", "series", SeriesState.RECEIVING.value, SeriesState.SEALED.value,
                 "assembly", f"{len(members)} images: {reason}", now,
             )  # fmt: skip
+            weighed = Weighing(seen.series_uid, revision, tuple(pieces), reason, seen.last_at, 0.0)
+            write_weighing(connection, weighed)
+            write_gaps(connection, seen.series_uid, members, now)
             self._supersede(connection, seen.series_uid, revision, now)
             state = JobState.READY if wanted else JobState.SKIPPED
             job_id = uuid.uuid4().hex
@@ -242,7 +161,7 @@ class Intake:
             select(job.c.id).where(
                 (job.c.series_uid == series_uid)
                 & (job.c.revision < revision)
-                & (job.c.state.in_([s.value for s in UNFINISHED]))
+                & (job.c.state.in_([s.value for s in _OVERTAKEN]))
             )
         ).scalars()
         for job_id in earlier.all():

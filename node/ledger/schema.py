@@ -41,6 +41,7 @@ instance = Table(
     Column("peer", String(64), nullable=False),
     Column("received_at", Float, nullable=False),
     Column("header", JSON, nullable=False),
+    Column("association", Integer, nullable=False, server_default="0"),
 )
 
 series = Table(
@@ -88,6 +89,28 @@ job = Table(
     UniqueConstraint("series_uid", "revision"),
     Index("ix_job_due", "state", "not_before"),
     Index("ix_job_updated_at", "updated_at"),
+)
+
+# How each revision of a series was weighed last; `pieces` are [source, weight, text], `until` is 0 once it is sealed.
+weighing = Table(
+    "weighing",
+    metadata,
+    Column("series_uid", _UID, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("pieces", JSON, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("last_at", Float, nullable=False),
+    Column("until", Float, nullable=False),
+)
+
+# The longest gap between images of a series, of each that sent it: for the last series of each.
+rhythm = Table(
+    "rhythm",
+    metadata,
+    Column("calling_ae", String(16), primary_key=True),
+    Column("series_uid", _UID, primary_key=True),
+    Column("longest_s", Float, nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 result = Table(
@@ -141,4 +164,71 @@ worker = Table(
     Column("version", String(64), nullable=False),
     Column("device", Text, nullable=False),
     Column("model", Text, nullable=False),
+)
+
+# Listed peers as last seen.
+peer = Table(
+    "peer",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("address", String(64), nullable=False),
+    Column("associations", BigInteger, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
+# The latest callers that were rejected, or let in without being listed; `node.callers` bounds their number.
+caller = Table(
+    "caller",
+    metadata,
+    Column("calling_ae", String(16), primary_key=True),
+    Column("called_ae", String(16), primary_key=True),
+    Column("address", String(64), primary_key=True),
+    Column("rejected", Text, nullable=False),
+    Column("times", BigInteger, nullable=False),
+    Column("first_at", Float, nullable=False),
+    Column("last_at", Float, nullable=False),
+)
+
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("number", _ID, primary_key=True, autoincrement=True),
+    Column("transaction_uid", _UID, nullable=False),
+    Column("calling_ae", String(16), nullable=False),
+    Column("peer", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("references", JSON, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("requested", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("next_step", Text, nullable=False),
+    Column("asked_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("calling_ae", "transaction_uid"),
+    Index("ix_commitment_due", "state", "not_before"),
+)
+
+procedure_step = Table(
+    "procedure_step",
+    metadata,
+    Column("sop_uid", _UID, primary_key=True),
+    Column("calling_ae", String(16), nullable=False),
+    Column("peer", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("study_uids", JSON, nullable=False),
+    Column("started", String(32), nullable=False),
+    Column("ended", String(32), nullable=False),
+    Column("created_at", Float, nullable=False, index=True),
+    Column("updated_at", Float, nullable=False),
+)
+
+performed_series = Table(
+    "performed_series",
+    metadata,
+    Column("step_uid", _UID, primary_key=True),
+    Column("series_uid", _UID, primary_key=True, index=True),
+    Column("sop_uids", JSON, nullable=False),
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import delete, func, insert, or_, select, update
 
+from node.errors import NotFound
 from node.ledger.database import Database
 from node.ledger.moves import JOB_COLUMNS, as_job
 from node.ledger.schema import delivery, identity, instance, job, journal, result, series, worker
@@ -34,6 +35,21 @@ class Views:
             query = query.where(or_(*(c.icontains(sought, autoescape=True) for c in columns)))
         with self._db.read() as connection:
             return [as_job(row) for row in connection.execute(query)]
+
+    def newest_job(self, series_uid: str) -> str:
+        """Return the id of the newest job of a series.
+
+        Raises
+        ------
+        NotFound
+            There is none.
+        """
+        query = select(job.c.id).where(job.c.series_uid == series_uid).order_by(job.c.revision.desc()).limit(1)
+        with self._db.read() as connection:
+            found: str | None = connection.execute(query).scalar()
+        if found is None:
+            raise NotFound(f"no series {series_uid} was received", "pennode jobs list shows them")
+        return found
 
     def identity(self) -> str:
         """Return the name this ledger was born with, made at the first call."""

@@ -12,15 +12,15 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from node.settings.base import AE_PATTERN, AETitle, Port, Seconds, SecretUrl, Section
-from node.settings.receiving import Assembly, Listener, Peer, Selection
+from node.settings.base import AE_PATTERN, AETitle, Port, Seconds, SecretUrl, Section, Secured
+from node.settings.receiving import Assembly, Commitment, Listener, Peer, Selection
 from node.settings.results import Delivery, Destination, Retention, Seg
 from node.settings.working import Api, Backend, Broker, Dispatch, Ledger, Log, Web, Worker
 
 __all__ = [
-    "AE_PATTERN", "PREFIX", "AETitle", "Api", "Assembly", "Backend", "Broker", "Delivery", "Destination", "Dispatch",
-    "Ledger", "Listener", "Log", "Peer", "Port", "Retention", "Seconds", "SecretUrl", "Section", "Seg", "Selection",
-    "Settings", "Web", "Worker",
+    "AE_PATTERN", "PREFIX", "AETitle", "Api", "Assembly", "Backend", "Broker", "Commitment", "Delivery",
+    "Destination", "Dispatch", "Ledger", "Listener", "Log", "Peer", "Port", "Retention", "Seconds", "SecretUrl",
+    "Section", "Secured", "Seg", "Selection", "Settings", "Web", "Worker",
 ]  # fmt: skip
 
 PREFIX = "PENNODE_"
@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     log: Log = Log()
     listener: Listener = Listener()
     peers: tuple[Peer, ...] = ()
+    commitment: Commitment = Commitment()
     assembly: Assembly = Assembly()
     selection: Selection = Selection()
     ledger: Ledger = Ledger()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from node.settings.base import AETitle, Section
+from node.settings.base import AETitle, Section, Secured
 
 
 class Seg(Section):
@@ -16,7 +16,7 @@ class Seg(Section):
     omit_empty_frames: bool = True
 
 
-class Destination(Section):
+class Destination(Secured):
     """A PACS that takes results by C-STORE."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")
@@ -38,6 +38,10 @@ class Delivery(Section):
 class Retention(Section):
     """How long images and results stay in the spool. Jobs that are not finished are never touched."""
 
-    days: float = Field(14.0, gt=0, description="finished jobs older than this leave the spool")
+    days: float = Field(
+        14.0,
+        gt=0,
+        description="finished jobs older than this leave the spool, and what peers asked and announced the ledger",
+    )
     free_floor_mb: int = Field(4096, ge=0, description="below this much free disk the oldest finished jobs leave early")
     interval_s: float = Field(600.0, gt=0)

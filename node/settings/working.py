@@ -79,7 +79,7 @@ class Api(Section):
 
 
 class Web(Section):
-    """The admin page (HTTP)."""
+    """The admin page (HTTP), and STOW-RS."""
 
     enabled: bool = True
     host: str = "127.0.0.1"
@@ -89,6 +89,22 @@ class Web(Section):
     )
     token: SecretStr | None = Field(None, description="to sign in with; unset: made in state_dir/web.token")
     token_file: Path | None = Field(None, description="a file that holds the token")
+    stow: bool = Field(
+        False, description="true: images are taken at /dicom-web/studies (STOW-RS), within the limits of [listener] too"
+    )
+    stow_token: SecretStr | None = Field(
+        None, description="what STOW-RS clients send as bearer token; unset: made in state_dir/stow.token"
+    )
+    stow_token_file: Path | None = Field(None, description="a file that holds that token")
+    max_stow_mb: int = Field(8192, ge=1, description="largest STOW-RS request taken")
+    max_stow_parts: int = Field(10000, ge=1, description="objects in one request")
+    max_stow_requests: int = Field(8, ge=1, le=32, description="requests served at the same time; others get 503")
+
+    @model_validator(mode="after")
+    def _stow_needs_the_port(self) -> Self:
+        if self.stow and not self.enabled:
+            raise ValueError("stow is served on the port of the admin page: it needs enabled = true")
+        return self
 
 
 class Worker(Section):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel, SecretStr
 
 from node import configuration
@@ -168,6 +170,19 @@ def test_images_are_built_from_what_the_package_needs_only() -> None:
     assert lines[0] == "*"
     kept = {line[1:] for line in lines if line.startswith("!")}
     assert kept == {"LICENSE", "README.md", "constraints.txt", "pyproject.toml", "node", "trt", "workers"}
+
+
+def test_every_package_asked_for_is_pinned_to_a_version_that_is_allowed() -> None:
+    """Else two installs of one release differ, and a GPU's host, where nobody looks, is the first that breaks."""
+    root = DEPLOY.parent
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(pin.name): pin for pin in (Requirement(line) for line in lines if line[:1] != "#")}
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [project["dependencies"], *project["optional-dependencies"].values()]
+    for asked in (Requirement(text) for group in wanted for text in group if not text.startswith("pennode[")):
+        (pin,) = pins[canonicalize_name(asked.name)].specifier
+        assert pin.operator == "=="
+        assert pin.version in asked.specifier, asked
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from node.ledger import Ledger
 from node.ledger.schema import metadata
 from node.listener import Door
-from node.settings import Listener
+from node.settings import Listener, Peer
 from node.spool import Spool
 from tests import peers
 
@@ -79,6 +79,12 @@ def spool(tmp_path: Path) -> Spool:
     return spool
 
 
+@pytest.fixture(params=["fast", "stock"])
+def way(request: pytest.FixtureRequest) -> dict[str, bool]:
+    """The settings that choose one of the listener's two paths; what asks for this runs on both."""
+    return {"fast_path": request.param == "fast"}
+
+
 @pytest.fixture(scope="session")
 def closing() -> Iterator[ThreadPoolExecutor]:
     """Closes servers while the next test runs: they take up to half a second to notice."""
@@ -91,9 +97,9 @@ def open_door(ledger: Ledger, spool: Spool, closing: ThreadPoolExecutor) -> Iter
     """Opens doors on free ports; they close with the test."""
     doors: list[Door] = []
 
-    def make(**values: object) -> tuple[Door, int]:
+    def make(*, peers: Sequence[Peer] = (), **values: object) -> tuple[Door, int]:
         settings = Listener(**{"port": 0, "free_floor_mb": 0, "network_timeout_s": 5.0, **values})  # type: ignore[arg-type]
-        door = Door(ledger, spool, settings, changed=lambda: None)
+        door = Door(ledger, spool, settings, changed=lambda: None, peers=peers)
         doors.append(door)
         return door, door.start()[1]
 

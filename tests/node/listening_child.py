@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from node.ledger import Ledger
 from node.listener import Door
@@ -17,17 +19,19 @@ from node.settings import Listener
 from node.spool import Spool
 
 
-def main(folder: Path, settings: dict[str, object]) -> None:
-    """Listen; state below `folder`, whose ledger is migrated."""
+def main(folder: Path, files: int = 0, **settings: Any) -> None:
+    """Listen; state below `folder`, whose ledger is migrated. `files`: how many this process may open; 0: as given."""
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     spool = Spool(folder / "spool")
     spool.prepare()
     ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
-    values = {"port": 0, "free_floor_mb": 0, **settings}
-    door = Door(ledger, spool, Listener(**values), changed=lambda: None)  # type: ignore[arg-type]
-    print(door.start()[1], flush=True)
+    door = Door(ledger, spool, Listener(**{"port": 0, "free_floor_mb": 0, **settings}), changed=lambda: None)
+    port = door.start()[1]
+    if files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    print(port, flush=True)
     threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})
+    main(Path(sys.argv[1]), **json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}"))

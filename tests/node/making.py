@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from io import BytesIO
@@ -165,6 +166,15 @@ def seg(sop: str = "2.25.77", *, series: str = SERIES, study: str = STUDY, **val
     buffer = BytesIO()
     write(ds, buffer)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def open_below(folder: Path) -> list[str]:
+    """The files below `folder` that this process has open, those without a name included."""
+    targets = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            targets.append(str(link.readlink()))
+    return [target for target in targets if target.startswith(f"{folder}/")]
 
 
 def files_below(folder: Path) -> Iterator[Path]:

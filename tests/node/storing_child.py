@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     for number in itertools.count():
         data = content(number)
         received = instance(number, f"1.2.{number // 5}", sha256=hashlib.sha256(data).hexdigest())
-        path = spool.store_instance(received.series_uid, received.sop_uid, received.sha256, (data[:100], data[100:]))
+        path = spool.store_instance(received.series_uid, received.sop_uid, (data[:100], data[100:]))
         ledger.record(instance(number, received.series_uid, sha256=received.sha256, path=path, size=len(data)))
         print(number, flush=True)
 

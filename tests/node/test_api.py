@@ -38,7 +38,7 @@ class Site:
         self.images = {f"{SERIES}.{n}": bytes([n]) * (1000 * n + n) for n in range(1, 4)}
         for n, (sop_uid, data) in enumerate(self.images.items(), 1):
             digest = hashlib.sha256(data).hexdigest()
-            path = spool.store_instance(SERIES, sop_uid, digest, (data,))
+            path = spool.store_instance(SERIES, sop_uid, (data,))
             ledger.record(instance(n, sha256=digest, path=path))
         self.job = seal(ledger)
         self.finished = 0

@@ -219,7 +219,7 @@ def refusing(how: str) -> Iterator[int]:
     ("how", "reason"),
     [
         ("status", "the peer answered 0xC123 (look into the peer's log)"),
-        ("classes", "accepts none of our objects' SOP classes (let the destination accept them)"),
+        ("classes", "accepts none of the SOP classes that we propose (let it accept them)"),
         ("calling", "rejects us: it does not know our AE title (add our AE title to the peer's configuration)"),
         ("called", "rejects us: it does not know the AE title we called (check the destination's ae_title)"),
     ],

@@ -100,6 +100,10 @@ def test_a_cancelled_delivery_stays_so_even_if_it_was_under_way(any_ledger: Ledg
     any_ledger.sent(item.id, "stored", T0 + 42)
     assert states(any_ledger, job) == [D.CANCELLED]
     assert any_ledger.job(job).state is S.CANCELLED
+    # The object is there all the same, and nobody is told otherwise.
+    told = "stored; it was on its way when it was cancelled"
+    assert [d.reason for d in any_ledger.deliveries(job)] == [told]
+    assert any_ledger.journal(job)[-1].text == f"pacs: {told}"
 
 
 def test_results_without_a_destination_are_kept_and_sent_once_there_is_one(any_ledger: Ledger) -> None:

@@ -33,7 +33,7 @@ from node.listener import Door
 from node.settings import Listener
 from node.spool import Spool
 from tests.node.making import SERIES, data_set, encoded, files_below, mr, seal, write
-from tests.peers import free_port, program, real_data
+from tests.peers import dcmtk, free_port, real_data
 
 OpenDoor = Callable[..., tuple[Door, int]]
 EXPLICIT = str(uid.ExplicitVRLittleEndian)
@@ -51,12 +51,6 @@ def collected() -> Iterator[None]:
         gc.collect()
 
 
-@pytest.fixture(params=["fast", "stock"])
-def way(request: pytest.FixtureRequest) -> dict[str, bool]:
-    """The settings that choose one of the listener's two paths; every test below runs on both."""
-    return {"fast_path": request.param == "fast"}
-
-
 @pytest.fixture
 def open_door(open_door: OpenDoor, way: dict[str, bool]) -> OpenDoor:
     return partial(open_door, **way)
@@ -70,11 +64,6 @@ def door(open_door: OpenDoor) -> tuple[Door, int]:
 @pytest.fixture
 def port(door: tuple[Door, int]) -> int:
     return door[1]
-
-
-def dcmtk(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    tool = program(name, "dcmtk")
-    return subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
 
 
 def stored(spool: Spool) -> list[Path]:
@@ -123,7 +112,7 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 def test_echo(port: int) -> None:
-    done = dcmtk("echoscu", "-v", "-aec", "ANY", "127.0.0.1", str(port))
+    done = dcmtk("echoscu", "-v", "-aec", "PENNODE", "127.0.0.1", str(port))
     assert done.returncode == 0, done.stderr
     assert "Echo Response (Success)" in done.stdout + done.stderr
 
@@ -309,7 +298,7 @@ def test_the_door_outlives_garbage_half_open_connections_and_aborts(
     with associated(port) as assoc:
         assoc.dul.socket.socket.sendall(half_an_object(encoded(mr()))[:-20])
         assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
-    assert dcmtk("echoscu", "127.0.0.1", str(port)).returncode == 0
+    assert dcmtk("echoscu", "-aec", "PENNODE", "127.0.0.1", str(port)).returncode == 0
     with associated(port) as assoc:
         assert store(assoc, encoded(mr(2)), f"{SERIES}.2") == statuses.SUCCESS
     silent.close()
@@ -375,10 +364,24 @@ def test_the_series_waits_for_the_association_that_brought_it(door: tuple[Door, 
     until(lambda: not door[0].is_open(SERIES))
 
 
+def test_who_only_repeats_images_does_not_hold_up_the_seal(door: tuple[Door, int]) -> None:
+    with associated(door[1]) as first:
+        store(first, encoded(mr()))
+        assert store(first, encoded(mr())) == statuses.SUCCESS
+        assert door[0].is_open(SERIES), "it brought the image, before it repeated it"
+    until(lambda: not door[0].is_open(SERIES))
+    with associated(door[1]) as second:
+        assert store(second, encoded(mr())) == statuses.SUCCESS
+        assert store(second, encoded(mr(PatientID="ANOTHER"))) == statuses.DUPLICATE_SOP_INSTANCE
+        until(lambda: not door[0].is_open(SERIES))
+        store(second, encoded(mr(2)), f"{SERIES}.2")
+        assert door[0].is_open(SERIES)
+
+
 def test_more_associations_than_allowed_are_rejected_for_now(open_door: OpenDoor) -> None:
     _, port = open_door(max_associations=1)
     with associated(port):
-        refused = dcmtk("echoscu", "-v", "127.0.0.1", str(port)).stderr
+        refused = dcmtk("echoscu", "-v", "-aec", "PENNODE", "127.0.0.1", str(port)).stderr
         assert "Rejected Transient" in refused
         assert "Local Limit Exceeded" in refused
 
@@ -412,11 +415,16 @@ def test_below_the_floor_of_free_disk_nothing_is_taken(
     _, port = open_door(free_floor_mb=1)
     with associated(port) as assoc:
         monkeypatch.setattr(spool, "free_bytes", lambda: 999_999)
+        time.sleep(0.2)  # many small objects share one look at the disk
         assert store(assoc, encoded(mr())) == statuses.OUT_OF_RESOURCES
-        refused = dcmtk("storescu", "-v", "127.0.0.1", str(port), write(mr(), tmp_path / "a.dcm")).stderr
+        refused = dcmtk(
+            "storescu", "-v", "-aec", "PENNODE", "127.0.0.1", str(port), write(mr(), tmp_path / "a.dcm")
+        ).stderr
         assert "Rejected Transient" in refused
         assert "Temporary Congestion" in refused
-        assert dcmtk("echoscu", "127.0.0.1", str(port)).returncode == 0, "who only asks may still come in"
+        assert dcmtk("echoscu", "-aec", "PENNODE", "127.0.0.1", str(port)).returncode == 0, (
+            "who only asks may still come in"
+        )
         assert stored(spool) == []
         monkeypatch.setattr(spool, "free_bytes", lambda: 1_000_000)
         assert store(assoc, encoded(mr())) == statuses.SUCCESS

@@ -1,18 +1,22 @@
 """The admin page, over real HTTP, on a real ledger."""
 
 import contextlib
+import html
 import re
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 
-from node.ledger import Ledger
+from node.callers import Caller
+from node.evidence import Evidence, Source, Weighing, Weight
+from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
 from node.records import RESEARCH_NOTICE, Header, Instance, JobState, Result, Worker
 from node.web import PAGE_SIZE, Component, Health, create_app
 
@@ -253,6 +257,26 @@ def test_the_list_shows_state_reason_and_what_to_do(site: Site) -> None:
         assert shown in page, shown
 
 
+def test_the_evidence_is_shown_of_what_arrives_and_of_what_is_sealed(site: Site) -> None:
+    job = site.series(1)
+    site.series(3, images=5, seal=False)
+    lacks = Evidence(Source.NUMBERS, Weight.AGAINST, "instance number 4 is missing between 1 and 8")
+    for number in (1, 3):
+        site.ledger.note_weighing(Weighing(f"1.2.{number}", 1, (lacks,), "waits for the rest", T0 + number, T0 + 40))
+    with site.signed_in() as client:
+        page = re.sub(r"\s+", " ", client.get("/").text)
+        shown = re.sub(r"\s+", " ", client.get(f"/jobs/{job}").text)
+        listed = client.get("/api/jobs", headers=BEARER).json()
+        told = client.get(f"/api/jobs/{job}", headers=BEARER).json()
+    evidence = f'<span class="tag warn">against</span> instance numbers: {lacks.text}'
+    assert page.count(evidence) == shown.count(evidence) == 1
+    assert "waits for the rest" in page
+    assert "sealed in 40 s at most, if no image comes" in page
+    piece = {"source": "instance numbers", "weight": "against", "text": lacks.text}
+    assert [(w["series_uid"], w["pieces"]) for w in listed["weighings"]] == [("1.2.3", [piece])]
+    assert [w["pieces"] for w in told["weighings"]] == [[piece]]
+
+
 def test_a_running_job_shows_its_worker_and_progress(site: Site) -> None:
     job = site.series(1)
     claim = site.ledger.claim(job, "cpu-1", lease_s=60, max_attempts=3, now=T0)
@@ -327,6 +351,33 @@ def test_text_of_peers_is_never_markup(site: Site) -> None:
             assert "<img" not in page, path
             assert "<script>" not in page, path
             assert "\u202e" not in page, "the text must not turn its surroundings around"
+
+
+def test_callers_are_shown_with_lines_to_add_and_never_as_markup(site: Site) -> None:
+    hostile = "<img src=x>"
+    site.ledger.note_callers(
+        [
+            Caller("MR7", "PENNODE", "10.0.0.7", "no peer has this AE title", 4, T0 - 60, T0 - 5),
+            Caller(hostile, hostile, "10.0.0.8", hostile, 1, T0, T0 - 7),
+            Caller("LOCAL", "PENNODE", "127.0.0.1", "", 2, T0, T0 - 9),
+        ],
+        [],
+    )
+    with site.signed_in() as client:
+        assert "2 rejected" in client.get("/").text
+        page = client.get("/peers").text
+        for shown in ("<bdi>MR7</bdi> from 10.0.0.7", "no peer has this AE title", "4 ×", "5 s</time> ago", "let in"):
+            assert shown in page, shown
+        (block, *_) = re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
+        assert tomllib.loads(html.unescape(block)) == {
+            "peers": [{"name": "mr7", "ae_title": "MR7", "networks": ["10.0.0.7"]}]
+        }
+        assert "<img" not in page + client.get("/").text
+        listed = client.get("/api/peers", headers=BEARER).json()
+        assert [c["calling_ae"] for c in listed["callers"]] == ["MR7", hostile, "LOCAL"]
+    with site.client() as client:
+        assert client.get("/peers").status_code == 303
+        assert client.get("/api/peers").status_code == 401
 
 
 @pytest.mark.parametrize("job_id", ["unknown", "%00", "a'b", "%25", "x" * 500])
@@ -458,3 +509,40 @@ def test_the_api_lists_shows_and_changes_jobs(site: Site) -> None:
         assert client.post(f"/api/jobs/{failed}/retry").json()["job"]["state"] == "READY"
         assert client.post(f"/api/jobs/{failed}/cancel").json()["job"]["state"] == "CANCELLED"
         assert client.get("/api/nothing").json()["status"] == 404
+
+
+# -- what peers asked and announced
+
+
+def test_what_peers_asked_and_announced_is_shown_with_what_to_do(site: Site) -> None:
+    reference = Reference("1.2.840.10008.5.1.4.1.1.4", "1.2.3")
+    asked = Commitment("1.2.77", HOSTILE[:16], "192.0.2.7", T0 - 300, T0 + 120, (reference,) * 3)
+    number = site.ledger.ask_commitment(asked, 9).number
+    assert number is not None
+    site.ledger.postpone_commitment(number, "it is not known where MR1 listens", "add [[peers]]", T0 + 120, T0 - 60)
+    other = site.ledger.ask_commitment(replace(asked, transaction_uid="1.2.78", calling_ae="MR2"), 9).number
+    assert other is not None
+    site.ledger.commitment_reported(other, 2, "reported to MR2", T0)
+    step = ProcedureStep("1.2.9", "MR1", "192.0.2.7", StepState.COMPLETED, ("1.2.4",), "20260301", "", T0 - 60, T0)
+    assert site.ledger.create_step(step, {})
+    with site.signed_in() as client:
+        assert 'href="/services"' in client.get("/").text
+        page = client.get("/services").text
+    assert "<script>alert" not in page
+    for words in (
+        "it is not known where MR1 listens", "add [[peers]]", "Next try in 2 min", "2 not safe", "reported to MR2",
+        "192.0.2.7", '<span class="tag wait">PENDING</span>', '<span class="tag good">REPORTED</span>',
+        '<span class="tag good">COMPLETED</span>', "<code>1.2.4</code>",
+    ):  # fmt: skip
+        assert words in page, words
+    with site.client() as client:
+        assert client.get("/services").headers["location"] == "/login?next=%2Fservices"
+        assert client.get("/api/services").status_code == 401
+        found = client.get("/api/services", headers=BEARER).json()
+        short = client.get("/api/services?limit=1", headers=BEARER).json()
+    assert [(c["calling_ae"], c["state"], c["requested"], c["failed"]) for c in found["commitments"]] == [
+        ("MR2", "REPORTED", 3, 2), (HOSTILE[:16], "PENDING", 3, 0),
+    ]  # fmt: skip
+    assert "references" not in found["commitments"][1]
+    assert found["steps"] == [{**step.to_json(), "study_uids": ["1.2.4"]}]
+    assert len(short["commitments"]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import threading
@@ -20,6 +21,7 @@ from node.negotiation import Refused, agree, read_request, supported_contexts
 from node.pdata import Limits, Parser
 from node.settings import Listener
 from node.spool import Spool
+from node.unnamed import Unnamed
 from node.wire import Patience, Wire
 from tests import presend
 from tests.node.making import encoded, mr
@@ -55,15 +57,17 @@ def test_a_file_that_cannot_be_removed_is_dropped_all_the_same(tmp_path: Path, m
     spool = Spool(tmp_path)
     spool.prepare()
     incoming = Incoming(ORIGIN, MR, "1.2.3", EXPLICIT)
+    spool.unnamed = Unnamed(spool.root / "tmp")  # as on a file system where every file has a name
     incoming.open(spool)
+    assert incoming.path
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "unlink", fail)
+    monkeypatch.setattr(os, "unlink", fail)
     incoming.refuse(0xA700, "the disk failed")
     incoming.drop()
-    assert (incoming.handle, incoming.path) == (-1, None)
+    assert (incoming.handle, incoming.path) == (-1, "")
 
 
 def test_an_object_that_cannot_be_read_back_is_the_disks_fault(tmp_path: Path) -> None:

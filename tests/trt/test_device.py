@@ -144,7 +144,7 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize("resampled", [False, True])
 def test_memory_stays_in_the_budget_and_the_mask_is_that_of_one_slab(resampled: bool) -> None:
-    """A series many times larger than its budget. Pixels are counted by hand: torch's CPU borrows those of numpy."""
+    """A series many times larger than its budget, the next slab's pixels and the last one's mask included."""
     native, budget_mb = (224, 208), 14
     weights = in_plane(native, (1.0, 1.0), (1.25, 1.25) if resampled else (1.0, 1.0))
     ramp = np.linspace(0, 1, weights.size[1], dtype=np.float32)
@@ -157,9 +157,8 @@ def test_memory_stays_in_the_budget_and_the_mask_is_that_of_one_slab(resampled: 
         found = predict_mask(volume, network, CPU, cut, budget_mb=budget_mb, **options)
     depth = slices_within(budget_mb, cut, weights.size, native, 3)
     assert 1 < depth < 10
-    pixels = 4 * (depth + 2) * weights.size[0] * weights.size[1]
     ours = 4 * 8 * cut.batch * 96 * 96  # what the network of this test holds, which is not the pipeline's
-    assert bound.bytes + pixels < budget_mb * 2**20 + ours
+    assert bound.bytes < budget_mb * 2**20 + ours
     assert free.bytes > 2 * budget_mb * 2**20
     np.testing.assert_array_equal(found, wanted)
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from trt.engine import Engine, EngineError, open_engine, require_backend
+from trt.engine import Engine, EngineError, Precision, open_engine, require_backend
 from trt.manifest import load
 from trt.phantom import spine_phantom
 
@@ -40,6 +40,42 @@ def test_the_batch_does_not_change_a_patch(engine: Engine, patches: np.ndarray) 
     alone = np.concatenate([engine(patches[n : n + 1]) for n in range(5)])
     np.testing.assert_allclose(alone, together, atol=1e-4)
     np.testing.assert_array_equal(engine(patches), together)
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 11])
+def test_streams_and_threads_change_no_logit(precision: Precision, count: int) -> None:
+    """To the last bit: a mask must not depend on how many cores its host has."""
+    given = np.random.default_rng(count).random((count, 3, 128, 128), np.float32)
+    with (
+        open_engine(load(), threads=1, batch=4, precision=precision) as one,
+        open_engine(load(), threads=2, batch=4, precision=precision) as two,
+    ):
+        np.testing.assert_array_equal(two(given), one(given))
+        large = np.pad(given[:3], ((0, 0), (0, 0), (0, 192), (0, 64)))  # one patch of it is more than half a batch
+        np.testing.assert_array_equal(two(large), one(large))
+
+
+def test_what_fails_in_one_stream_is_raised_when_all_have_ended() -> None:
+    with open_engine(load(), threads=2, batch=4) as broken:
+        good = broken(np.zeros((4, 3, 128, 128), np.float32))
+
+        class Fails:
+            """A request that takes everything and then fails, beside one that is real."""
+
+            def set_output_tensor(self, tensor: object) -> None: ...
+
+            def start_async(self, inputs: object, *, share_inputs: bool) -> None: ...
+
+            def wait(self) -> None:
+                raise RuntimeError("out of memory")
+
+        real = broken._requests  # type: ignore[attr-defined]
+        broken._requests = [Fails(), real[1]]  # type: ignore[attr-defined]
+        with pytest.raises(EngineError, match="OpenVINO failed: out of memory"):
+            broken(np.zeros((4, 3, 128, 128), np.float32))
+        broken._requests = real  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(broken(np.zeros((4, 3, 128, 128), np.float32)), good)
 
 
 def test_a_result_stays_when_the_engine_runs_again(engine: Engine, patches: np.ndarray) -> None:

@@ -16,8 +16,8 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner, Result
 
+from trt import dataset, pareto
 from trt import finder as finding
-from trt import pareto
 from trt.dataset import DatasetError, Split, write_split
 from trt.engine import open_engine
 from trt.export import gather_facts, read_finder, write_model
@@ -143,7 +143,7 @@ def test_series_are_read_by_the_labels_names_and_onto_the_models_grid(
 
     app = Typer()
     app.command()(pareto.main)
-    for module in (finding, pareto):
+    for module in (finding, dataset):
         monkeypatch.setattr(module, "read_folder", read)
     assert command("--out", tmp_path / "finder", "--model", model).exit_code == 2
     assert CliRunner().invoke(app, ["--data", str(tmp_path), "--model", str(model)]).exit_code == 2

@@ -31,6 +31,7 @@ def centre(patches: Array) -> Array:
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 37), st.integers(1, 37))
 sides = st.tuples(st.integers(1, 19), st.integers(1, 19))
+overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.75]) | st.floats(0, 0.75)
 settled = settings(max_examples=150, deadline=None, derandomize=True)
 
 
@@ -40,7 +41,7 @@ settled = settings(max_examples=150, deadline=None, derandomize=True)
     shapes,
     sides,
     st.sampled_from([1, 3, 5]),
-    st.sampled_from([0.0, 0.25, 0.5, 0.61, 0.75]),
+    overlaps,
     st.integers(1, 9),
 )
 def test_identity_network_returns_the_volume(
@@ -83,7 +84,7 @@ def test_grid_follows_the_published_example() -> None:
 
 
 @settled
-@given(st.data(), shapes, sides, st.sampled_from([1, 3]), st.sampled_from([0.0, 0.25, 0.5, 0.75]), st.integers(1, 9))
+@given(st.data(), shapes, sides, st.sampled_from([1, 3]), overlaps, st.integers(1, 9))
 def test_a_region_is_covered_and_all_else_is_background(
     data: st.DataObject, shape: tuple[int, int, int], patch: tuple[int, int], channels: int, overlap: float, batch: int
 ) -> None:
@@ -106,7 +107,7 @@ def test_a_region_is_covered_and_all_else_is_background(
 
 
 @settled
-@given(shapes, sides, st.sampled_from([0.0, 0.25, 0.5, 0.61, 0.75]), st.integers(1, 9))
+@given(shapes, sides, overlaps, st.integers(1, 9))
 def test_a_region_of_everything_changes_nothing(
     shape: tuple[int, int, int], patch: tuple[int, int], overlap: float, batch: int
 ) -> None:
@@ -230,7 +231,7 @@ def test_the_batch_size_changes_nothing() -> None:
 
 
 @settled
-@given(shapes, sides, st.sampled_from([0.0, 0.25, 0.5, 0.61, 0.75]), st.integers(1, 9))
+@given(shapes, sides, overlaps, st.integers(1, 9))
 def test_a_pixel_is_the_mean_of_its_patches_by_weight(
     shape: tuple[int, int, int], patch: tuple[int, int], overlap: float, batch: int
 ) -> None:
@@ -254,6 +255,22 @@ def test_a_pixel_is_the_mean_of_its_patches_by_weight(
         total[z, y : y + patch[0], x : x + patch[1]] += weight
     wanted = summed / total
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+@settled
+@given(shapes, sides, overlaps, st.integers(1, 9))
+def test_a_network_that_is_linear_and_alike_everywhere_may_be_tiled_or_not(
+    shape: tuple[int, int, int], patch: tuple[int, int], overlap: float, batch: int
+) -> None:
+    volume = np.random.default_rng(6).normal(size=shape).astype(np.float32)
+    mix = np.array([[0.25, -2.0, 0.5], [1.0, 1.0, -3.0]], np.float32)
+
+    def linear(patches: Array) -> Array:
+        return np.einsum("kc,nchw->nkhw", mix, patches)
+
+    tiled = predict_volume(volume, linear, patch=patch, channels=3, overlap=overlap, batch=batch)
+    whole = predict_volume(volume, linear, patch=shape[1:], channels=3, overlap=0, batch=1)
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
 
 
 def test_what_is_yielded_is_the_callers() -> None:

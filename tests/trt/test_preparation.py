@@ -20,7 +20,7 @@ from trt.geometry import in_plane, to_model
 from trt.manifest import Manifest, Normalisation, load
 from trt.patches import Array, normalise
 from trt.phantom import spine_phantom
-from trt.preparation import percentiles, prepare, select
+from trt.preparation import percentiles, prepare, select, send
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 settled = settings(max_examples=60, deadline=None, derandomize=True)
@@ -66,6 +66,9 @@ def test_what_is_prepared_is_what_the_host_prepares(
     kept = voxels.copy()
     found = prepare(voxels, weights, rule, Device())
     assert found is not None
+    ahead = prepare(voxels, weights, rule, Device(), rising=send(voxels, Device(), 1))
+    assert ahead is not None
+    np.testing.assert_array_equal(ahead.numpy(), found.numpy())
     wanted = normalise(to_model(voxels, weights), rule)
     np.testing.assert_array_equal(voxels, kept)
     if weights.identity:
@@ -90,6 +93,9 @@ def test_what_does_not_fit_is_left_to_the_host(
     assert prepare(voxels, weights, rule, Device(), budget_mb=16) is None
     assert prepare(voxels, weights, rule, Device(), budget_mb=18) is not None
 
+    assert send(voxels, Device(), 4.2) is None
+    assert send(voxels, Device(), 4.3) is not None
+
     def no_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory\nand more")
 
@@ -97,6 +103,10 @@ def test_what_does_not_fit_is_left_to_the_host(
     with caplog.at_level(logging.WARNING):
         assert prepare(voxels, weights, rule, Device()) is None
     assert "the host does: CUDA out of memory" in caplog.text
+    monkeypatch.setattr(torch, "from_numpy", no_memory)
+    with caplog.at_level(logging.WARNING):
+        assert send(voxels, Device(), 512) is None
+    assert "to send a series ahead to: CUDA out of memory" in caplog.text
 
 
 @settled

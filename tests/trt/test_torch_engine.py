@@ -12,14 +12,16 @@ import pytest
 import torch
 from onnx import helper
 
-from tests.models import SIDE, convolution, graph, small, weights, write
+from tests.models import SIDE, convolution, graph, library, small, weights, write
+from trt.build import BuildPrecision, build_engine, key_for
+from trt.device_engine import translated
 from trt.engine import DeviceEngine, Engine, EngineError, OutOfMemory, open_engine
 from trt.fixedbatch import FixedBatch
 from trt.gate import judge
 from trt.manifest import Manifest, ManifestError, load, sha256
 from trt.patches import predict_volume
 from trt.slabs import Cut, slabs
-from trt.torch_engine import TorchEngine, has_code, translated
+from trt.torch_engine import TorchEngine, has_code
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
@@ -180,6 +182,21 @@ def fixed(model: onnx.ModelProto, folder: Path, classes: int) -> Manifest:
     return dataclasses.replace(manifest, labels=manifest.labels[: classes - 1])
 
 
+def law(folder: Path) -> Manifest:
+    """A model of two classes: the middle slice as it is, and a mixture."""
+    kernel = np.array([[0, 1, 0], [0.5, -2, 0.25]], np.float32)
+    mix = helper.make_node("Conv", ["patches", "w"], ["logits"], name="mix")
+    return fixed(graph([mix], [onnx.numpy_helper.from_array(kernel[:, :, None, None], "w")], classes=2), folder, 2)
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16"])
+def test_the_model_of_the_laws_becomes_an_engine_where_none_can_run(tmp_path: Path, precision: BuildPrecision) -> None:
+    rtx = library()
+    for batch in (1, 64):
+        key = key_for(law(tmp_path), rtx, "SM86", batch=batch, precision=precision)
+        assert build_engine(law(tmp_path), rtx, key).plan
+
+
 @pytest.fixture(params=["openvino", "torch on the CPU", "torch", "tensorrt"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
     """Opens a manifest on one backend at some batch."""
@@ -194,22 +211,16 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-u
     return by_name
 
 
-@pytest.mark.parametrize(("overlap", "batch"), [(0.0, 3), (0.61, 5), (0.75, 8)])
-@pytest.mark.parametrize("shape", [(3, 41, 37), (2, 7, 16), (1, 16, 90)])
+@pytest.mark.parametrize(("overlap", "batch"), [(0.0, 1), (0.25, 3), (0.5, 4), (0.61, 5), (0.75, 64)])
+@pytest.mark.parametrize("shape", [(3, 41, 37), (2, 7, 16), (1, 16, 90), (4, 3, 5)])
 def test_identity_and_linear_laws_hold_for_a_backend(  # type: ignore[no-untyped-def]
     opened, tmp_path: Path, shape: tuple[int, int, int], overlap: float, batch: int
 ) -> None:
     """Of what the engine really runs, through the pipeline that it would serve in."""
-    kernel = np.array([[0, 1, 0], [0.5, -2, 0.25]], np.float32)  # the middle slice as it is; a mixture
-    model = graph(
-        [helper.make_node("Conv", ["patches", "w"], ["logits"], name="mix")],
-        [onnx.numpy_helper.from_array(kernel[:, :, None, None], "w")],
-        classes=2,
-    )
     volume = np.random.default_rng(5).normal(size=shape).astype(np.float32)
     padded = np.concatenate([volume[:1], volume, volume[-1:]])
     mixed = 0.5 * padded[:-2] - 2 * padded[1:-1] + 0.25 * padded[2:]
-    with opened(fixed(model, tmp_path, 2), batch) as engine:
+    with opened(law(tmp_path), batch) as engine:
         if isinstance(engine, DeviceEngine):
             cut = Cut((SIDE, SIDE), 3, 2, overlap, batch)
             found = [

@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from node import settings
 from workers.grid import to_canonical
-from workers.pipeline import digest_of, segment_series
+from workers.pipeline import Pipeline, digest_of
 from workers.volume import read_series
 
 # Patient LPS: x to the left, y to the back, z to the head. A large body, off centre, and a small one in it that lies
@@ -122,8 +122,8 @@ def points_of(dataset, segment):
 @pytest.mark.parametrize("name", PLANES)
 def test_the_result_lies_in_the_patient_where_the_body_lies(name, backwards, tmp_path, manifest):
     paths = write(tmp_path, name, backwards)
-    options = {"worker": settings.Worker(), "seg": settings.Seg(), "input_digest": digest_of(paths)}
-    dataset = dcmread(io.BytesIO(segment_series(paths, Brightness(), manifest, **options).objects[0].data))
+    pipeline = Pipeline(Brightness(), manifest, settings.Worker(), settings.Seg())
+    dataset = dcmread(io.BytesIO(pipeline.segment(paths, digest_of(paths)).objects[0].data))
     assert dataset.FrameOfReferenceUID == "1.2.826.0.1.3680043.10.999.4"
     large, small = points_of(dataset, 1), points_of(dataset, 2)
     both = np.concatenate([large, small])

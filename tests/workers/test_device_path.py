@@ -13,7 +13,8 @@ from node.errors import EngineFailure
 from trt.engine import open_engine
 from trt.manifest import load
 from trt.phantom import spine_phantom
-from workers.pipeline import digest_of, open_pipeline, segment_series
+from workers.benchmark import device_shares
+from workers.pipeline import Pipeline, digest_of, open_pipeline
 from workers.prediction import predict_mask
 from workers.series import write_series
 from workers.volume import read_series
@@ -69,6 +70,14 @@ def test_the_shipped_model_gives_the_mask_that_openvino_gives(tmp_path):
     assert (masks[0] != masks[1]).mean() < 1e-4
 
 
+def test_the_bench_tells_what_each_stage_takes_of_the_device():
+    with open_engine(load(), "torch", batch=2, device="cpu") as engine:
+        shares = device_shares(engine, load(), 2, (2, 160, 144))
+    assert list(shares) == ["gather", "network", "blend", "label"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["network"] > 0.5
+
+
 def test_out_of_memory_fails_the_job_after_one_more_try(paths, on_torch, manifest, caplog):
     def hungry(patches):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -88,15 +97,8 @@ def test_nan_on_the_device_fails_the_job(paths, on_torch, manifest):
 
 def test_what_the_gate_found_is_in_the_object_and_no_part_of_its_identity(paths, on_torch, manifest):
     def segment(facts):
-        bundle = segment_series(
-            paths,
-            on_torch,
-            manifest,
-            worker=settings.Worker(),
-            seg=settings.Seg(),
-            input_digest=digest_of(paths),
-            facts=facts,
-        )
+        pipeline = Pipeline(on_torch, manifest, settings.Worker(), settings.Seg(), facts=facts)
+        bundle = pipeline.segment(paths, digest_of(paths))
         item = dcmread(io.BytesIO(bundle.objects[0].data)).SegmentSequence[0]
         return bundle, item.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters.split(",")
 

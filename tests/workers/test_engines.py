@@ -238,3 +238,4 @@ def test_bench_tells_how_fast_the_backend_is(monkeypatch: pytest.MonkeyPatch) ->
     assert 0 < told["stages_s"]["predict"] < told["series_s"]
     assert told["pipeline"] == pytest.approx(told["patches"] / told["stages_s"]["predict"])
     assert told["rounds"] == 1
+    assert told["shares"] == {}  # of a device alone

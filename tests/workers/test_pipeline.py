@@ -25,7 +25,7 @@ from trt.serving import Serving
 from workers import pipeline as pipelines
 from workers.enhanced import write_enhanced
 from workers.grid import Canonical, resampling, to_canonical, to_model, to_native
-from workers.pipeline import digest_of, open_pipeline, segment_series
+from workers.pipeline import Pipeline, digest_of, open_pipeline
 from workers.prediction import predict_mask
 from workers.readback import read_segmentation
 from workers.series import write_phantom, write_series
@@ -96,16 +96,9 @@ def paths(tmp_path, small):
     return write_series(tmp_path / "in", small.lopsided(), small.SPACING)
 
 
-def run(paths, manifest, engine, worker=None, **options):
-    return segment_series(
-        paths,
-        engine,
-        manifest,
-        worker=worker or settings.Worker(),
-        seg=settings.Seg(),
-        input_digest=digest_of(paths),
-        **options,
-    )
+def run(paths, manifest, engine, worker=None, progress=None, **options):
+    pipeline = Pipeline(engine, manifest, worker or settings.Worker(), settings.Seg(), **options)
+    return pipeline.segment(paths, digest_of(paths), progress)
 
 
 def test_a_bundle_tells_all_about_its_object(paths, manifest, small):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from node.errors import DeviceLost
+from node.errors import DeviceLost, EngineFailure, InvalidInstance, OutOfDisk, PennodeError, Unsuitable
 from workers.tasks import Bench, run
 
 
@@ -41,3 +41,35 @@ def test_a_lost_gpu_gives_the_job_back_and_ends_the_process() -> None:
     with pytest.raises(SystemExit):
         run("7", lambda: Bench(lost, "model 1.0.0"), node, "worker")  # type: ignore[arg-type]
     assert node.told == [("7", "retryable", "segment", "the GPU failed: CUDA error", "see nvidia-smi")]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (EngineFailure("the network returned NaN or infinity", "set worker.precision to f32"), "failed"),
+        (EngineFailure("no device memory left, not even at a batch of 4", "see worker.batch"), "failed"),
+        (Unsuitable("no spine", ""), "rejected"),
+        (InvalidInstance("damaged", ""), "rejected"),
+        (OutOfDisk("no space", ""), "retryable"),
+    ],
+)
+def test_what_a_series_ends_in_is_told_once_and_nothing_is_sent(error: PennodeError, kind: str) -> None:
+    """The stand-in has no `send_result`: to call it would end the job otherwise."""
+
+    def fails(*_: Any) -> Any:
+        raise error
+
+    node = Node()
+    run("7", lambda: Bench(fails, "model 1.0.0"), node, "worker")  # type: ignore[arg-type]
+    assert node.told == [("7", kind, "segment", error.reason, error.next_step)]
+
+
+def test_an_engine_that_cannot_be_opened_leaves_the_job_to_others() -> None:
+    def no_bench() -> Bench:
+        raise EngineFailure("no NVIDIA driver on this machine", "see worker.backend and worker.precision")
+
+    class Untouched(Node):
+        def claim(self, *_: Any) -> Any:
+            raise AssertionError
+
+    run("7", no_bench, Untouched(), "worker")  # type: ignore[arg-type]

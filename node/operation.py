@@ -1,0 +1,138 @@
+"""A DIMSE-N operation that a peer invokes (PS3.7 section 10), as either path brings it, and what the peer is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import data_element_generator
+from pydicom.uid import UID
+
+from node import statuses
+from node.header import UNREADABLE
+from node.incoming import Origin
+from node.records import is_uid
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the peer is told.
+
+    `comment` goes into Error Comment, at most 64 characters, and holds nothing that the peer sent. `made` is the SOP
+    Instance UID given to what was created without one. `owed` is the number of a storage commitment that the same
+    association is to hear of.
+    """
+
+    status: int
+    comment: str = ""
+    error_id: int | None = None
+    made: str = ""
+    owed: int | None = None
+
+
+class Refusal(Exception):
+    """Raised when an operation is not performed; `outcome` is what the peer is told."""
+
+    def __init__(self, status: int, comment: str, error_id: int | None = None) -> None:
+        super().__init__(comment)
+        self.outcome = Outcome(status, comment, error_id)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One request with its whole data set, None where that was too long. UIDs, Affected or Requested, are unchecked."""
+
+    origin: Origin
+    field: int
+    sop_class_uid: str
+    sop_uid: str
+    action_type: int | None
+    transfer_syntax_uid: str
+    data: bytes | None
+
+    def data_set(self) -> Dataset:
+        """Read the data set, which must be whole: of a UID that is cut short another object would be meant.
+
+        Raises
+        ------
+        Refusal
+            It cannot be read, or ends too early.
+        """
+        syntax = UID(self.transfer_syntax_uid)
+        data = self.data or b""
+        file, ds, end = BytesIO(data), Dataset(), 0
+        try:
+            for element in data_element_generator(file, syntax.is_implicit_VR, syntax.is_little_endian):
+                if isinstance(element, RawDataElement) and len(element.value or b"") != element.length:
+                    raise EOFError
+                ds[element.tag] = element
+                end = file.tell()
+            if end != len(data):
+                raise EOFError
+        except UNREADABLE as error:
+            raise Refusal(statuses.PROCESSING_FAILURE, "the data set cannot be read") from error
+        return ds
+
+
+class Body:
+    """The data set of one message that is kept in memory: at most `limit` bytes of it."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._data = bytearray()
+        self.size = 0
+
+    def append(self, pieces: Iterable[memoryview]) -> None:
+        """Take the next pieces; what is over the limit is counted and thrown away."""
+        for piece in pieces:
+            self.size += len(piece)
+            if self.size > self._limit:
+                self._data.clear()
+            else:
+                self._data += piece
+
+    @property
+    def data(self) -> bytes | None:
+        """The whole of it; None when it is over the limit."""
+        return bytes(self._data) if self.size <= self._limit else None
+
+
+def text(ds: Dataset, keyword: str) -> str:
+    """Return an attribute's value as text without padding; empty where it is absent, empty or of another kind."""
+    try:
+        value = ds.get(keyword)
+    except UNREADABLE:
+        return ""
+    return "" if value is None or isinstance(value, bytes) else str(value).strip(" \0")
+
+
+def items(ds: Dataset, keyword: str) -> Sequence[Dataset]:
+    """Return the items of a sequence; none where it is absent.
+
+    Raises
+    ------
+    Refusal
+        It is no sequence.
+    """
+    try:
+        found = ds.get(keyword)
+        return [] if found is None else [item for item in found if isinstance(item, Dataset)]
+    except UNREADABLE as error:
+        raise Refusal(statuses.PROCESSING_FAILURE, f"{keyword} cannot be read") from error
+
+
+def uid(ds: Dataset, keyword: str, otherwise: int) -> str:
+    """Return an attribute's value that must be a UID.
+
+    Raises
+    ------
+    Refusal
+        It is absent or no UID; its status is `otherwise`.
+    """
+    found = text(ds, keyword)
+    if not is_uid(found):
+        raise Refusal(otherwise, f"{keyword} is {'no UID' if found else 'missing'}")
+    return found
