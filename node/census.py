@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from node.errors import PeerRefused, PeerUnavailable
-from node.scu import Address, count_images
+from node.errors import ConfigurationError, PeerRefused, PeerUnavailable
+from node.query import count_images
+from node.scu import Address
 from node.settings import Settings
 from node.weighing import Counted
 
@@ -115,7 +116,7 @@ class Census:
         trouble = ""
         try:
             numbers = self._count(self._peer, {uid: q.wanted.study_uid for uid, q in due.items()}, _TIMEOUT_S)
-        except (PeerUnavailable, PeerRefused) as error:
+        except (PeerUnavailable, PeerRefused, ConfigurationError) as error:
             trouble = error.reason
             if trouble != self._trouble:
                 log.warning("%s cannot be asked how many images it has: %s", self.name, error)
@@ -140,9 +141,8 @@ def censuses(settings: Settings, wake: Callable[[str], None]) -> dict[str, Censu
     """
     found: dict[str, Census] = {}
     for peer in settings.peers:
-        if peer.count and peer.ae_title not in found:
-            address = Address(peer.ae_title, peer.host, peer.port, settings.listener.ae_title)
-            found[peer.ae_title] = Census(
-                peer.name, address, partial(wake, f"count at {peer.name}"), partial(wake, "assembly")
-            )
+        title = peer.ae_title.strip()
+        if peer.count and title not in found:
+            address = Address(title, peer.host, peer.port, settings.listener.ae_title, peer.security)
+            found[title] = Census(peer.name, address, partial(wake, f"count at {peer.name}"), partial(wake, "assembly"))
     return found

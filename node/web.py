@@ -6,10 +6,9 @@ Everything shown comes from the ledger, so it is whole again after a restart. `c
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -24,10 +23,11 @@ from starlette.routing import BaseRoute, Route
 from node.display import states_of, templates, verbs, views
 from node.errors import NotFound, PennodeError, Permanent
 from node.ledger import Ledger
-from node.peers import Listing, Peers
-from node.records import WORKER_SILENT_S, Job, JobState
+from node.peers import Peers
+from node.records import WORKER_SILENT_S, JobState
 from node.settings import Listener
 from node.signin import Door, Guard, Session, form, own_page, security_headers
+from node.webjson import JsonSite, change_job, job_id_of, listing_of, needle, number
 
 PAGE_SIZE = 50
 # A worker not heard of for a day has gone; one silent for two minutes deserves a look.
@@ -88,7 +88,8 @@ def create_app(
         Who may open associations; without them, nobody is listed.
     """
     door = Door(token, link_token or token, now)
-    site = _Site(ledger, door, health, now, peers or Peers(Listener(), ()))
+    peers = peers or Peers(Listener(), ())
+    site, api = _Site(ledger, door, health, now, peers), JsonSite(ledger, door, now, peers)
     return Starlette(
         routes=[
             Route("/", site.jobs),
@@ -100,11 +101,11 @@ def create_app(
             Route("/login", form(site.sign_in), methods=["POST"]),
             Route("/logout", form(site.sign_out), methods=["POST"]),
             Route("/health", site.health),
-            Route("/api/peers", site.api_peers),
-            Route("/api/jobs", site.api_jobs),
-            Route("/api/jobs/{job_id}", site.api_job),
-            Route("/api/services", site.api_services),
-            Route("/api/jobs/{job_id}/{verb}", site.api_change, methods=["POST"]),
+            Route("/api/peers", api.peers),
+            Route("/api/jobs", api.jobs),
+            Route("/api/jobs/{job_id}", api.job),
+            Route("/api/services", api.services),
+            Route("/api/jobs/{job_id}/{verb}", api.change, methods=["POST"]),
             *more,
         ],
         middleware=[Middleware(Guard, names=frozenset({"localhost", *(h.lower() for h in allowed_hosts)}))],
@@ -150,8 +151,8 @@ class _Site:
                 return self._door.sign_in(request, "/")
             return RedirectResponse("/login?link=refused", 303)
         session = self._signed_in(request)
-        view, text = request.query_params.get("state", ""), _needle(request.query_params.get("q", ""))
-        page = _number(request.query_params.get("page"), 1, 1, 10_000)
+        view, text = request.query_params.get("state", ""), needle(request.query_params.get("q", ""))
+        page = number(request.query_params.get("page"), 1, 1, 10_000)
         states = states_of(view)
         jobs = self._ledger.jobs(states=states, limit=PAGE_SIZE + 1, offset=(page - 1) * PAGE_SIZE, text=text)
         return self._page(
@@ -177,7 +178,7 @@ class _Site:
     def job(self, request: Request) -> Response:
         """Show everything known about one job."""
         session = self._signed_in(request)
-        job = self._ledger.job(_job_id(request))
+        job = self._ledger.job(job_id_of(request))
         return self._page(
             request,
             "job.html",
@@ -191,10 +192,9 @@ class _Site:
 
     def peers(self, request: Request) -> Response:
         """Show who may open associations, who tried, and the settings that would let them in."""
-        return self._page(request, "peers.html", session=self._signed_in(request), listing=self._listing())
-
-    def _listing(self) -> Listing:
-        return self._peers.listing(self._ledger.callers(), self._ledger.contacts())
+        return self._page(
+            request, "peers.html", session=self._signed_in(request), listing=listing_of(self._ledger, self._peers)
+        )
 
     def services(self, request: Request) -> Response:
         """Show what peers asked (storage commitment) and announced (MPPS), newest first."""
@@ -206,17 +206,7 @@ class _Site:
         """Retry or cancel a job, then show it."""
         if self._door.session_of_form(request, fields) is None:
             return RedirectResponse("/login", 303)
-        return RedirectResponse(f"/jobs/{self._change(request).id}", 303)
-
-    def _change(self, request: Request) -> Job:
-        job = self._ledger.job(_job_id(request))
-        by = f"web {request.client.host}" if request.client else "web"
-        match request.path_params["verb"]:
-            case "retry":
-                return self._ledger.retry(job.id, by, self._now())
-            case "cancel":
-                return self._ledger.cancel(job.id, by, self._now())
-        raise HTTPException(404)
+        return RedirectResponse(f"/jobs/{change_job(request, self._ledger, self._now()).id}", 303)
 
     def login(self, request: Request) -> Response:
         """Ask for the token.
@@ -247,57 +237,6 @@ class _Site:
         parts = {component.name: "ok" if component.ok else "degraded" for component in health.components}
         whole = "ok" if health.ok else "degraded"
         return JSONResponse({"status": whole, "components": parts}, 200 if health.ok else 503)
-
-    def _authorised(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not self._door.token_fits(request, given.strip()):
-            raise HTTPException(401, "Send the header Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"})
-
-    def api_jobs(self, request: Request) -> Response:
-        """Answer jobs, newest first, by ``state`` (repeatable), ``text``, ``limit`` and ``offset``."""
-        self._authorised(request)
-        query = request.query_params
-        unknown = set(query.getlist("state")) - set(JobState)
-        if unknown:
-            raise HTTPException(400, f"There is no state {min(unknown)!r}; there are {', '.join(JobState)}.")
-        jobs = self._ledger.jobs(
-            states=[JobState(s) for s in query.getlist("state")] or None,
-            limit=_number(query.get("limit"), 200, 1, 1000),
-            offset=_number(query.get("offset"), 0, 0, 10**9),
-            text=_needle(query.get("text", "")),
-        )
-        listed = [job.to_json() for job in jobs]
-        receiving, weighings = self._ledger.receiving(), self._ledger.weighings().values()
-        body = {"jobs": listed, "counts": self._ledger.counts(), "receiving": len(receiving)}
-        return JSONResponse(body | {"weighings": [w.to_json() for w in weighings]})
-
-    def api_peers(self, request: Request) -> Response:
-        """Answer peers as last seen, and callers that are none."""
-        self._authorised(request)
-        return JSONResponse(self._listing().to_json())
-
-    def api_job(self, request: Request) -> Response:
-        """Answer one job with its journal and deliveries."""
-        self._authorised(request)
-        job = self._ledger.job(_job_id(request))
-        # Where the spool lies is nobody's business outside the node.
-        deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} for d in self._ledger.deliveries(job.id)]
-        journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
-        weighings = [w.to_json() for w in self._ledger.weighings_of(job)]
-        body = {"job": job.to_json(), "journal": journal, "deliveries": deliveries, "weighings": weighings}
-        return JSONResponse(body)
-
-    def api_services(self, request: Request) -> Response:
-        """Answer storage commitment requests and performed procedure steps, newest first, at most ``limit`` of each."""
-        self._authorised(request)
-        limit = _number(request.query_params.get("limit"), 200, 1, 1000)
-        asked, announced = self._ledger.commitments(limit), self._ledger.steps(limit)
-        return JSONResponse({"commitments": [c.to_json() for c in asked], "steps": [s.to_json() for s in announced]})
-
-    def api_change(self, request: Request) -> Response:
-        """Retry or cancel a job."""
-        self._authorised(request)
-        return JSONResponse({"job": self._change(request).to_json()})
 
     def failed(self, request: Request, error: Exception) -> Response:
         """Answer an error of the tree with its reason and next step."""
@@ -330,19 +269,3 @@ class _Site:
         response = self._page(request, "error.html", status, **facts)
         response.headers.update(headers or {})
         return response
-
-
-def _job_id(request: Request) -> str:
-    job_id: str = request.path_params["job_id"]
-    if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", job_id):
-        raise NotFound("that is no job id", "the list shows all jobs")
-    return job_id
-
-
-def _needle(text: str) -> str:
-    """Return text to search for; PostgreSQL takes no NUL, and nothing searched is longer than a UID."""
-    return text.replace("\0", "").strip()[:64]
-
-
-def _number(text: str | None, default: int, low: int, high: int) -> int:
-    return min(max(int(text), low), high) if text and re.fullmatch("[0-9]{1,9}", text) else default

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tests.runtimes import Runtime, Setting, compiled, eager, onnx_runtime, openvino
 from trt.candidates import open_candidate
+from trt.cpu import STREAMS
 from trt.decision import decide
 from trt.engine import EngineError, Precision, open_engine
 from trt.extraction import select
@@ -103,19 +104,22 @@ def as_it_serves(setting: Setting, shape: Shape) -> Iterator[Run]:
 
 @contextmanager
 def whole_slices(setting: Setting, shape: Shape) -> Iterator[Run]:
-    """No patches: one slice at a time."""
+    """No patches: as many slices at a time as run side by side, one in each stream."""
     stride = setting.manifest.stride or STRIDE
     plane = -(-shape[1] // stride) * stride, -(-shape[2] // stride) * stride
     lacking = (0, 0), (0, plane[0] - shape[1]), (0, plane[1] - shape[2])
     manifest = replace(setting.manifest, patch=plane)
-    with open_engine(manifest, threads=setting.threads, batch=1, precision=setting.precision) as engine:
+    with open_engine(manifest, threads=setting.threads, batch=STREAMS, precision=setting.precision) as engine:
+
+        def slices(volume: Array) -> Iterator[tuple[int, Array]]:
+            near = neighbours(volume, manifest)
+            for first in range(0, len(volume), STREAMS):
+                logits = engine(np.pad(volume[near[first : first + STREAMS]], ((0, 0), *lacking), mode="edge"))
+                for number, each in enumerate(logits[..., : shape[1], : shape[2]]):
+                    yield first + number, each
 
         def run(volume: Array) -> Mask:
-            found = (
-                (z, engine(np.pad(volume[near], lacking, mode="edge")[None])[0, :, : shape[1], : shape[2]])
-                for z, near in enumerate(neighbours(volume, manifest))
-            )
-            return decide(found, volume.shape, manifest.labels, 1.0)
+            return decide(slices(volume), volume.shape, manifest.labels, 1.0)
 
         yield run
 

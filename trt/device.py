@@ -108,10 +108,10 @@ def slices_within(budget_mb: float, cut: Cut, plane: tuple[int, int], native: tu
     """
     height, width = (max(side, length) for side, length in zip(cut.patch, plane, strict=True))
     area, result = height * width, native[0] * native[1]
-    # float32: pixels, the next slab's, once more where they are padded; means; total. Bytes: the region and its
-    # inverse; masks, and those of the slab before.
-    per_slice = 4 * area * (2 + (plane != (height, width)) + cut.classes + 1) + 2 * area + 2 * volumes * result
-    neighbours = 2 * (cut.channels // 2) * 12 * area
+    # float32: pixels, with those of the slabs before and after, once more where they are padded; means; total. Bytes:
+    # the region and its inverse; masks, with those of two slabs before. The host is up to one slab ahead of the device.
+    per_slice = 4 * area * (3 + (plane != (height, width)) + cut.classes + 1) + 2 * area + 3 * volumes * result
+    neighbours = 2 * (cut.channels // 2) * 16 * area
     # float32: gathered, answered, and two parts of the blending; then one slice on its way back, and its choices.
     batch = 4 * cut.batch * cut.patch[0] * cut.patch[1] * (cut.channels + 3 * cut.classes + 2)
     back = (

@@ -1,5 +1,8 @@
 """Series in a row, three at a time: the next is read while one is calculated and the one before is written.
 
+That is for engines with a device of their own. Where the CPU calculates, all its cores are busy already: overlapping
+gained 1 to 3 % there, for the memory of three series, so that they go one by one.
+
 Calculating stays in one thread, the caller's, as engines want it, and in one process, the only one on its GPU. What
 becomes of a series does not depend on its neighbours.
 """
@@ -44,6 +47,19 @@ def overlapped(
             del arrived, found
         if leaving is not None:
             yield leaving[0], leaving[1].result()
+
+
+def one_by_one(
+    series: Sequence[T],
+    read: Callable[[T], Read],
+    calculate: Callable[[T, Read], Calculated],
+    write: Callable[[T, Read, Calculated], Written],
+) -> Iterator[tuple[T, Written | PennodeError]]:
+    """As `overlapped`, each series after the other, and all in the caller's thread."""
+    for one in series:
+        arrived = _caught(read, one)
+        found = arrived if isinstance(arrived, PennodeError) else _caught(calculate, one, arrived)
+        yield one, _written(write, one, arrived, found)
 
 
 def _caught(stage: Callable[..., R], *arguments: object) -> R | PennodeError:

@@ -78,7 +78,7 @@ class Arrived:
     def hand_over(self) -> Arrival:
         """What arrived, once: as large as the volume, it is not to stay until the result is written."""
         arrival, self.arrival = self.arrival, None
-        assert arrival is not None
+        assert arrival is not None, "handed over already"
         return arrival
 
 
@@ -115,8 +115,7 @@ class Pipeline:
     def segment(self, paths: Sequence[Path], digest: str, progress: Progress | None = None) -> Bundle:
         """Segment one series of MR images: `read`, `calculate` and `write`, which may overlap those of other series.
 
-        `digest` is that of `digest_of`, or of the node, over the same instances. `progress` is told patches done and
-        patches in all.
+        `digest` is `digest_of` the instances, or the node's. `progress` is told patches done and patches in all.
 
         Raises
         ------

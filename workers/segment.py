@@ -12,9 +12,10 @@ from pydicom.uid import UID, EnhancedMRImageStorage, MRImageStorage
 
 from node.errors import InvalidInstance, NotFound, PennodeError
 from node.records import input_digest
+from trt.engine import DeviceEngine
 from trt.patches import Progress
 from workers.frames import Identity, read_identity
-from workers.overlap import overlapped
+from workers.overlap import one_by_one, overlapped
 from workers.overlay import write_picture
 from workers.pipeline import Arrived, Bundle, Pipeline
 from workers.prediction import Prediction
@@ -94,13 +95,15 @@ def segment_all(
 ) -> Iterator[Outcome]:
     """Segment series and write their results into `out`; what is refused is told in the outcome, not raised.
 
-    Writes `<series number>_<short>.seg.dcm`, and beside it a `.png` with `picture`. Series overlap, see
-    `workers.overlap`; `watch` is entered while one is calculated, and gives what is told patches done and patches in
-    all.
+    Writes `<series number>_<short>.seg.dcm`, and beside it a `.png` with `picture`. Series overlap where a device
+    calculates, see `workers.overlap`; `watch` is entered while one is calculated, and gives what is told patches done
+    and patches in all.
     """
 
+    ahead = len(series) > 1 and isinstance(pipeline.engine, DeviceEngine)
+
     def read(found: Found) -> Arrived:
-        return pipeline.read(found.paths, ahead=len(series) > 1)
+        return pipeline.read(found.paths, ahead=ahead)
 
     def calculate(found: Found, arrived: Arrived) -> Prediction:
         with watch(found) as progress:
@@ -116,7 +119,8 @@ def segment_all(
             write_picture(written[1], arrived.volume, result.data)
         return Outcome(found, tuple(written), bundle)
 
-    for found, outcome in overlapped(series, read, calculate, write):
+    row = overlapped if ahead else one_by_one
+    for found, outcome in row(series, read, calculate, write):
         yield Outcome(found, error=outcome) if isinstance(outcome, PennodeError) else outcome
 
 

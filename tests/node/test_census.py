@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import ssl
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Ver
 
 from node.census import Census, Wanted, censuses
 from node.errors import PeerRefused, PeerUnavailable
-from node.scu import Address, count_images, describe, send_files
+from node.query import count_images
+from node.scu import Address, describe, send_files
 from node.settings import Settings
 from node.weighing import Counted
+from tests.authority import Authority
 from tests.node.making import SERIES, STUDY, T0, mr, write
 from tests.peers import orthanc
 
@@ -60,7 +63,11 @@ def test_orthanc_tells_how_many_images_of_a_series_it_has(tmp_path: Path) -> Non
 
 
 @contextlib.contextmanager
-def find_scp(answers: Callable[[Dataset], Iterator[tuple[int, Dataset | None]]], sop_class: str = "") -> Iterator[int]:
+def find_scp(
+    answers: Callable[[Dataset], Iterator[tuple[int, Dataset | None]]],
+    sop_class: str = "",
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[int]:
     """A Query SCP that answers as `answers` says."""
 
     def on_find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
@@ -68,7 +75,7 @@ def find_scp(answers: Callable[[Dataset], Iterator[tuple[int, Dataset | None]]],
 
     ae = AE("PACS")
     ae.add_supported_context(sop_class or StudyRootQueryRetrieveInformationModelFind)
-    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)], ssl_context=tls)
     try:
         yield server.socket.getsockname()[1]
     finally:
@@ -243,6 +250,27 @@ def test_a_crowd_is_asked_in_turns() -> None:
     desk.census.want({f"1.2.{n}": Wanted(STUDY, T0) for n in range(80)})
     desk.run(1.5)
     assert sorted(len(uids) for _, uids in desk.asked) == [16, 32, 32]
+
+
+def test_a_peer_that_listens_with_tls_is_asked_over_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    own = authority.issue("pacs")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(own.certificate, own.key)
+    with find_scp(lambda _: iter([(0xFF00, match())]), tls=tls) as port:
+        peer = {
+            "name": "pacs", "ae_title": "PACS", "host": "localhost", "port": port, "count": True, "tls": True,
+            "tls_ca_file": str(authority.certificate),
+        }  # fmt: skip
+        for ca_file, number, trouble in ((authority.certificate, 3, ""), (tmp_path / "none.pem", None, "none.pem")):
+            settings = Settings(peers=({**peer, "tls_ca_file": str(ca_file)},))
+            census = censuses(settings, lambda _name: None)["PACS"]
+            census.want({SERIES: Wanted(STUDY, T0)})
+            census.tick(T0)
+            found = census.answer(SERIES)
+            assert found
+            assert found.number == number
+            assert trouble in found.trouble
 
 
 def test_only_peers_that_may_be_asked_are() -> None:

@@ -13,13 +13,15 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 
 from node import statuses
+from node.assembly import Assembler
 from node.ledger import Ledger, StepState
 from node.listener import Door
 from node.mpps import SOP_CLASS_UID as MPPS
 from node.records import PerformedSeries
-from node.settings import Listener
+from node.selection import Verdict
+from node.settings import Assembly, Listener
 from node.spool import Spool
-from tests.node.making import SERIES, STUDY, instance, seal
+from tests.node.making import SERIES, STUDY, T0, instance, seal
 from tests.node.test_commitment import way
 from tests.node.test_listener import collected
 
@@ -234,3 +236,26 @@ def test_several_steps_of_a_series_make_one_list(ledger: Ledger, port: int) -> N
         assert change(assoc, ended("COMPLETED", series(1, 2)), "1.2.3.1").Status == 0
     found = ledger.performed_series(SERIES)
     assert found == PerformedSeries(SERIES, "COMPLETED", frozenset(f"{SERIES}.{n}" for n in (1, 2, 3)))
+
+
+def test_a_series_waits_for_the_images_that_its_step_lists_and_is_then_sealed(port: int, ledger: Ledger) -> None:
+    assembler = Assembler(
+        ledger, Assembly(), lambda _uid: True, lambda _members: Verdict(True, "agrees"), lambda one: one.sha256,
+        lambda: None, performed=ledger.performed_series, censuses={},
+    )  # fmt: skip
+    for number in (1, 2):
+        ledger.record(instance(number))
+    with associated(port) as assoc:
+        create(assoc, begun())
+        assert change(assoc, ended("COMPLETED", series(1, 2, 3))).Status == 0
+    assembler.tick(T0)
+    assembler.tick(T0 + 30)
+    waiting = ledger.weighings()[SERIES]
+    assert "2 of 3 images that MPPS lists are here (completed)" in [piece.text for piece in waiting.pieces]
+    ledger.record(instance(3, at=T0 + 30))
+    assembler.tick(T0 + 30)
+    assembler.tick(T0 + 31)
+    assert ledger.receiving() == [], "though an association is open"
+    sealed = ledger.weighing(SERIES, 1)
+    assert sealed is not None
+    assert sealed.outcome == "all 3 images that MPPS lists are here (completed)"

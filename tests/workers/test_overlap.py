@@ -9,7 +9,7 @@ import pytest
 
 from node import settings
 from node.errors import Unsuitable
-from workers.overlap import overlapped
+from workers.overlap import one_by_one, overlapped
 from workers.pipeline import Pipeline, digest_of
 from workers.segment import find_series, segment_all
 from workers.series import write_series
@@ -64,8 +64,9 @@ def test_no_more_than_three_series_are_held():
     assert not held
 
 
+@pytest.mark.parametrize("row", [overlapped, one_by_one])
 @pytest.mark.parametrize("stage", ["read", "calculate", "write"])
-def test_an_error_ends_its_own_series_alone(stage):
+def test_an_error_ends_its_own_series_alone(stage, row):
     called: list[tuple[str, int]] = []
 
     def step(name: str, number: int) -> int:
@@ -75,26 +76,38 @@ def test_an_error_ends_its_own_series_alone(stage):
         return number
 
     steps = [lambda number, *_, name=name: step(name, number) for name in ("read", "calculate", "write")]
-    found = list(overlapped(range(3), *steps))
+    found = list(row(range(3), *steps))
     assert [number for number, _ in found] == [0, 1, 2]
     assert [type(outcome) for _, outcome in found] == [int, Unsuitable, int]
     later = ("read", "calculate", "write")[("read", "calculate", "write").index(stage) + 1 :]
     assert not {(name, 1) for name in later} & set(called)
 
 
+@pytest.mark.parametrize("row", [overlapped, one_by_one])
 @pytest.mark.parametrize("stage", range(3))
-def test_what_is_no_error_of_ours_is_raised(stage):
+def test_what_is_no_error_of_ours_is_raised(stage, row):
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
     steps = [lambda *_: None] * 3
     steps[stage] = fail
     with pytest.raises(ZeroDivisionError):
-        list(overlapped([1, 2], *steps))
+        list(row([1, 2], *steps))
 
 
-def test_nothing_gives_nothing():
-    assert list(overlapped([], lambda _: 0, lambda *_: 0, lambda *_: 0)) == []
+@pytest.mark.parametrize("row", [overlapped, one_by_one])
+def test_nothing_gives_nothing(row):
+    assert list(row([], lambda _: 0, lambda *_: 0, lambda *_: 0)) == []
+
+
+def test_one_by_one_all_is_done_here_and_in_order():
+    told = []
+
+    def stage(name):
+        return lambda number, *_: told.append((name, number, threading.current_thread() is threading.main_thread()))
+
+    list(one_by_one([0, 1], stage("r"), stage("c"), stage("w")))
+    assert told == [(name, number, True) for number in (0, 1) for name in "rcw"]
 
 
 @pytest.fixture

@@ -1,0 +1,70 @@
+"""Asking a peer by C-FIND how many images of a series it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydicom import Dataset
+from pynetdicom.association import Association
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as StudyRootFind
+
+from node.errors import PeerRefused, PeerUnavailable
+from node.header import UNREADABLE
+from node.scu import Address, associate
+
+# One series has one match; a peer that ignores what it is asked sends all that it has.
+_MOST_MATCHES = 16
+
+
+def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> dict[str, int]:
+    """Ask how many images of each series a peer has, by Study Root C-FIND at SERIES level (PS3.4 C.4.1 and C.6.2.1.3).
+
+    `series` names the Study Instance UID of each Series Instance UID. A series that the peer does not know has 0; one
+    whose number it does not tell (Number of Series Related Instances is optional, PS3.4 C.3.4) is left out.
+
+    Raises
+    ------
+    PeerUnavailable
+        Nobody answers, or the association broke.
+    PeerRefused
+        The peer takes no such question, or answered with a failure.
+    ConfigurationError
+        A file that its `security` names cannot be used.
+    """
+    try:
+        with associate(peer, [build_context(StudyRootFind)], timeout_s) as association:
+            answers = {uid: _count(association, study_uid, uid) for uid, study_uid in series.items()}
+    except RuntimeError as error:
+        raise PeerUnavailable("the association broke", "it is asked again") from error
+    return {uid: number for uid, number in answers.items() if number is not None}
+
+
+def _count(association: Association, study_uid: str, series_uid: str) -> int | None:
+    asked = Dataset()
+    asked.QueryRetrieveLevel = "SERIES"
+    asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
+    asked.NumberOfSeriesRelatedInstances = None
+    found: int | None = 0
+    for number, (response, identifier) in enumerate(association.send_c_find(asked, StudyRootFind)):
+        status = response.get("Status")
+        if status is None:
+            raise PeerUnavailable("no answer to C-FIND", "check the peer's log")
+        if status == 0x0000:
+            break
+        if status not in (0xFF00, 0xFF01):
+            raise PeerRefused(f"the peer answered C-FIND with 0x{status:04X}", "look into the peer's log")
+        if number >= _MOST_MATCHES:
+            association.abort()
+            raise PeerRefused("the peer answers C-FIND with other series than asked for", "set count = false")
+        if identifier is not None and str(identifier.get("SeriesInstanceUID", "")) == series_uid:
+            found = _related_instances(identifier)
+    return found
+
+
+def _related_instances(identifier: Dataset) -> int | None:
+    try:
+        number = int(str(identifier.get("NumberOfSeriesRelatedInstances")))
+    except (*UNREADABLE, ValueError):
+        return None
+    return number if number >= 0 else None
