@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,12 +53,20 @@ class Child:
         return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
 
     def open_files(self) -> list[str]:
-        """What its file descriptors are, without the ledger's, of which a pool keeps some."""
+        """What its file descriptors are, without the ledger's, of which a pool keeps some.
+
+        Files that are kept ready are closed for it: an open file without a name is one that was left.
+        """
+        os.kill(self.pid, signal.SIGUSR1)
         found = []
         for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 found.append(str(descriptor.readlink()))
         return [name for name in found if "ledger.sqlite3" not in name]
+
+    def has_no_file_open(self) -> bool:
+        """Tell whether it has no file of the spool open, as it should be when nobody sends."""
+        return not any("/spool/" in name for name in self.open_files())
 
     def temporary(self) -> list[Path]:
         return list((self.folder / "spool" / "tmp").iterdir())
@@ -85,6 +95,7 @@ def listening(folder: Path, ledger: Path, **settings: object) -> Iterator[Child]
 def bounded(child: Child, bound_mb: float = BOUND_MB) -> Iterator[list[socket.socket]]:
     """Hold the block, which puts those it leaves connected into the list given, to what this module promises."""
     until(lambda: child.status("Threads") <= 4, 10)
+    until(child.has_no_file_open)
     threads, files = child.status("Threads"), len(child.open_files())
     Path(f"/proc/{child.pid}/clear_refs").write_text("5")  # the peak begins anew
     before = child.status("VmRSS")

@@ -1,6 +1,7 @@
 """A door on its own, as a process that tests may kill: prints its port and listens for ever.
 
-``python -m tests.node.listening_child FOLDER [SETTINGS]``, the settings of the listener as JSON.
+``python -m tests.node.listening_child FOLDER [SETTINGS]``, the settings of the listener as JSON. SIGUSR1 closes the
+files that are kept ready for objects to come.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -26,6 +28,7 @@ def main(folder: Path, files: int = 0, **settings: Any) -> None:
     spool.prepare()
     ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}")
     door = Door(ledger, spool, Listener(**{"port": 0, "free_floor_mb": 0, **settings}), changed=lambda: None)
+    signal.signal(signal.SIGUSR1, lambda *_: spool.unnamed.close_spares())
     port = door.start()[1]
     if files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

@@ -23,7 +23,7 @@ import pytest
 
 from node import statuses
 from tests import presend
-from tests.node.listening import CONTEXTS, Child, bounded, echo, image, listening, store
+from tests.node.listening import CONTEXTS, Child, bounded, echo, image, listening, store, until
 from tests.node.making import files_below
 from tests.presend import associate, connect, echo_request, pdu, pdv, read_pdu, store_request
 
@@ -243,16 +243,13 @@ def test_a_full_and_a_read_only_disk_cost_no_memory_and_leave_nothing(
             with bounded(child), associate(child.port, CONTEXTS, BAD) as peer:
                 for _ in range(5):
                     assert store(peer, image(7, size=1100)) == statuses.OUT_OF_RESOURCES
-            # What lies ready for the next image is closed with the last association; else nobody could remount.
-            with bounded(child):
+                until(child.has_no_file_open)  # else nobody can make the disk read-only
                 subprocess.run(["mount", "-o", "remount,ro", str(spool)], check=True)
-                with associate(child.port, CONTEXTS, BAD) as peer:
-                    for _ in range(5):
-                        assert store(peer, image(8)) == statuses.OUT_OF_RESOURCES
+                for _ in range(5):
+                    assert store(peer, image(8)) == statuses.OUT_OF_RESOURCES
                 subprocess.run(["mount", "-o", "remount,rw", str(spool)], check=True)
                 assert set(files_below(spool)) == kept
-                with associate(child.port, CONTEXTS, BAD) as peer:
-                    assert store(peer, image(8)) == statuses.SUCCESS
+                assert store(peer, image(8)) == statuses.SUCCESS
                 assert len(set(files_below(spool)) - kept) == 1
     finally:
         subprocess.run(["umount", "-l", str(spool)], check=True)
