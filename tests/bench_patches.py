@@ -5,8 +5,8 @@ same size and overlap. They take turns, and each is compared with ours at its pr
 the machine does falls on all. CPU seconds are of all threads, and tell more than the clock where the machine is busy.
 Peaks are each of a process of its own that segments one series; see `tests.peaks`.
 
-The largest series takes a quarter of an hour and more by every contender: --sizes and --only choose, and it has one
-round where --rounds does not say otherwise.
+The largest series takes a quarter of an hour and more by every contender: --sizes, --only and --precision choose, and
+it has one round where --rounds does not say otherwise.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from tests.contenders import BARE, CONTENDERS, OURS, Contender, Mask, Shape
+from tests.contenders import CONTENDERS, OURS, Contender, Mask, Shape
 from tests.peaks import parse, peak_mb, pipeline_peak_mb, series, text
 from tests.runtimes import Setting
-from trt.engine import EngineError, cores
+from trt.engine import PRECISIONS, EngineError, cores
 from trt.manifest import DEFAULT_MODEL, load
 from trt.patches import Array, count_patches
 
@@ -128,6 +128,17 @@ def table(rows: list[Row], patches: int, title: str) -> Table:
     return found
 
 
+def _wanted(contender: Contender, options: argparse.Namespace) -> bool:
+    """Whether a contender takes part; ours does in every precision that is asked for, and in f32, which judges all."""
+    if contender.name == OURS and contender.precision == "f32":
+        return True
+    if options.precision and contender.precision not in options.precision:
+        return False
+    if options.only:
+        return contender.name == OURS or any(part in contender.name for part in options.only)
+    return options.slow or not contender.slow
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Compare the patch pipeline with others, with the same network.")
@@ -137,6 +148,7 @@ def main() -> None:
     )
     parser.add_argument("--slow", action="store_true", help="one patch at a time, and what compiles first, as well")
     parser.add_argument("--only", action="append", help="contenders whose name holds this, beside ours; repeatable")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS["openvino"], help="all; repeatable")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or folder")
     parser.add_argument("--patch", type=parse, help="YxX such as 128x160; the model's own by default")
     parser.add_argument("--overlap", type=float, help="the model's own by default")
@@ -149,10 +161,7 @@ def main() -> None:
     manifest = replace(manifest, patch=options.patch or manifest.patch)
     overlap = manifest.overlap if options.overlap is None else options.overlap
     setting = Setting(manifest, overlap, options.batch, options.threads)
-    if options.only:
-        chosen = [c for c in CONTENDERS if c.name in (BARE, OURS) or any(part in c.name for part in options.only)]
-    else:
-        chosen = [c for c in CONTENDERS if options.slow or not c.slow]
+    chosen = [contender for contender in CONTENDERS if _wanted(contender, options)]
     told: dict[str, object] = {}
     console = Console(width=120)
     for shape in options.sizes:

@@ -62,15 +62,23 @@ def test_an_operator_that_is_not_known_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_tells_every_figure_as_json() -> None:
-    arguments = ["--sizes", "1x144x128", "--patch", "128x96", "--rounds", "2", "--only", "whole", "--no-memory"]
+    arguments = ["--sizes", "1x144x128", "--patch", "128x96", "--rounds", "2", "--only", "whole", "--precision", "int8"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench_patches", *arguments, "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tests.bench_patches", *arguments, "--no-memory", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     rows = json.loads(done.stdout)["1x144x128"]["rows"]
-    assert {row["name"] for row in rows} == {"network alone", "ours", "whole slices, OpenVINO"}
+    assert [(row["name"], row["precision"]) for row in rows] == [
+        (OURS, "f32"),
+        (OURS, "int8"),
+        ("whole slices, OpenVINO", "int8"),
+    ]
     for row in rows:
         assert len(row["wall_s"]) == len(row["cpu_ratio"]) == 2
-    assert next(row for row in rows if row["name"] == OURS)["wall_ratio"] == [1, 1]
+    assert rows[0]["wall_ratio"] == rows[1]["wall_ratio"] == [1, 1]
+    assert rows[0]["alike"] == 1
 
 
 def test_a_process_tells_its_peak_and_one_that_dies_none() -> None:
