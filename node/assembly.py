@@ -17,7 +17,7 @@ from node.evidence import Evidence, Strength, Weighing, strength
 from node.ledger import Ledger
 from node.patience import Wait, wait_for
 from node.records import Instance, PerformedSeries, Series
-from node.rhythm import Rhythm, is_piecemeal, longest_gaps, rhythm_of, usual_gap
+from node.rhythm import Rhythm, is_piecemeal, longest_gaps, own_gap, rhythm_of, usual_gap
 from node.selection import Verdict
 from node.settings import Assembly
 from node.weighing import weigh, weigh_association, weigh_count, weigh_performed
@@ -36,6 +36,7 @@ class _Images:
     sop_uids: frozenset[str]
     pieces: tuple[Evidence, ...]
     longest_gaps: Mapping[str, float]
+    own_gap: float
     piecemeal: bool
 
 
@@ -118,7 +119,8 @@ class Assembler:
         pieces = [piece for piece in (weigh_association(is_open), *images.pieces, told) if piece is not None]
         census = self._censuses.get(seen.calling_ae)
         # Asked is who is silent for longer than before, where the rest of the evidence does not say that this was all.
-        silent = not is_open and now - since >= min(rhythm.pause_s, rhythm.quiet_s / 2)
+        lull_s = min(rhythm.pause_s, rhythm.quiet_s / 2) if images.piecemeal else 0.0
+        silent = not is_open and now - since >= lull_s
         if census and silent and strength(pieces) is not Strength.STRONG:
             wanted[seen.calling_ae][seen.series_uid] = Wanted(seen.study_uid, seen.last_at)
             counted = weigh_count(len(images.sop_uids), seen.last_at, census.answer(seen.series_uid))
@@ -143,7 +145,7 @@ class Assembler:
             senders = dict.fromkeys((m.calling_ae for m in members), 0.0)
             known = _Images(
                 seen.instances, frozenset(m.sop_uid for m in members), weigh(members), senders | longest_gaps(members),
-                is_piecemeal(members),
+                own_gap(members, lambda part: strength(weigh(part)) is Strength.AGAINST), is_piecemeal(members),
             )  # fmt: skip
             self._images[seen.series_uid] = known
         return known
@@ -153,8 +155,7 @@ class Assembler:
             if title not in self._usual:
                 self._usual[title] = usual_gap(self._ledger.longest_gaps(title))
         usual = [self._usual[title] for title in images.longest_gaps]
-        own_s = max(images.longest_gaps.values(), default=0.0)
-        return rhythm_of(own_s, usual, self._rules, piecemeal=images.piecemeal)
+        return rhythm_of(images.own_gap, usual, self._rules)
 
     def _seal(self, seen: Series, pieces: Sequence[Evidence], wait: Wait, now: float) -> None:
         members = self._digested(self._ledger.series_instances(seen.series_uid))

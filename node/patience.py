@@ -29,7 +29,8 @@ def wait_for(pieces: Sequence[Evidence], rhythm: Rhythm, rules: Assembly) -> Wai
     lacking = _words(said[Weight.AGAINST])
     others = _words([p for p in pieces if p.source is not Source.ASSOCIATION]) or "no evidence"
     if how is Strength.STRONG:
-        # Who opens an association for each image pauses between any two of a series that seems whole so far.
+        # What is concluded from the images holds of each part of a series in order: who sends it in several
+        # associations pauses after a part that seems whole.
         known = any(p.source in COUNTING or p.source is Source.FRAMES for p in said[Weight.FOR])
         seconds = rules.settle_s if known else max(rules.settle_s, rhythm.pause_s)
         wait = Wait(seconds, "a moment without a further image", _words(_deciding(said[Weight.FOR])))

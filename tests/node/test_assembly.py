@@ -240,6 +240,37 @@ def test_a_series_that_paused_before_may_pause_again(site: Site) -> None:
     assert site.run(30, since=1.9) == [pytest.approx(1.9 + 3.8)]
 
 
+def test_who_sends_a_series_in_several_associations_is_waited_for_after_each(site: Site) -> None:
+    """Each part of a series in order looks whole: only what is usual with its sender tells that more will come."""
+    taught(site, 6.0)
+    members = slices(20)
+    for at, part in ((0, members[:8]), (6, members[8:14]), (12, members[14:])):
+        site.bring(part, at=at)
+        assert site.run(at + 5.9, since=at) == []
+    assert site.run(60, since=18) == [24]
+    assert [j.instances for j in site.ledger.jobs() if j.series_uid == SERIES] == [20]
+
+
+def test_a_stranger_who_paused_between_associations_of_a_series_may_pause_again(site: Site) -> None:
+    members = slices(12)
+    site.bring(members[:4])
+    site.bring(members[4:8], at=6)
+    assert site.run(12, since=6) == []
+    site.bring(members[8:], at=12)
+    assert site.run(60, since=12) == [24]
+
+
+def test_a_peer_whose_series_come_by_one_association_waits_for_no_other(site: Site) -> None:
+    for n in range(20):
+        for one in slices(4):
+            uid = f"1.2.9.{n}"
+            site.ledger.record(replace(one, series_uid=uid, sop_uid=f"{uid}{one.sop_uid[-2:]}", received_at=T0 - 99))
+    site.run(-50, since=-99)
+    assert site.ledger.longest_gaps("SCANNER") == [0.0] * 20
+    site.bring(slices(20))
+    assert site.run(30) == [1]
+
+
 def test_a_gap_that_outlasted_the_quiet_period_teaches_it(site: Site) -> None:
     taught(site, 1.5)
     site.bring([instance(n) for n in range(2)])
@@ -346,7 +377,7 @@ def test_a_late_image_opens_a_revision_that_is_weighed_like_any_other(site: Site
     site.bring(members[:7])
     assert site.run(10) == [1]
     site.bring(members[7:], at=10)
-    assert site.run(20, since=10) == [11]
+    assert site.run(40, since=10) == [30], "it paused 10 s and may do so again"
     states = {j.revision: (j.state, j.instances) for j in site.ledger.jobs()}
     assert states == {1: (JobState.SUPERSEDED, 7), 2: (JobState.READY, 8)}
     assert "1 to 7" in site.reason(1)
