@@ -50,6 +50,14 @@ def wait_for(pieces: Sequence[Evidence], rhythm: Rhythm, rules: Assembly) -> Wai
     return Wait(seconds, "the end of the association that brings it", reason)
 
 
+def cut_short(pieces: Sequence[Evidence], rules: Assembly) -> Wait:
+    """Return what is said of a series whose images did not end within `longest_s`."""
+    lacking = _words([p for p in pieces if p.weight is Weight.AGAINST])
+    silence = f"images came for {rules.longest_s:g} s without an end"
+    reason = f"incomplete: {lacking}; {silence}" if strength(pieces) is Strength.AGAINST else silence
+    return Wait(0.0, "nothing more", reason)
+
+
 def _silence(seconds: float) -> str:
     return f"nothing came for {round(seconds, 1):g} s"
 

@@ -211,7 +211,7 @@ def main() -> None:
     console.print(f"last image acknowledged to sealed; open_s = {OPEN_S:g}, patience_s = {PATIENCE_S:g}, else defaults")
     console.print(table)
     console.print(
-        f"strong evidence below {BOUND_S} s at p95 (in parts: twice the pause), none early: {'held' if held else 'NOT HELD'}"
+        f"strong evidence below {BOUND_S} s at p95 (parts: 2 pauses), none early: {'held' if held else 'NOT HELD'}"
     )
     console.print(f"{time.monotonic() - begun:.0f} s on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     sys.exit(0 if held else 1)
