@@ -31,7 +31,7 @@ def wait_for(pieces: Sequence[Evidence], rhythm: Rhythm, rules: Assembly) -> Wai
     if how is Strength.STRONG:
         # What is concluded from the images holds of each part of a series in order: who sends it in several
         # associations pauses after a part that seems whole.
-        known = any(p.source in COUNTING or p.source is Source.FRAMES for p in said[Weight.FOR])
+        known = _is_counted(said[Weight.FOR])
         seconds = rules.settle_s if known else max(rules.settle_s, rhythm.pause_s)
         wait = Wait(seconds, "a moment without a further image", _words(_deciding(said[Weight.FOR])))
     elif how is Strength.AGAINST:
@@ -41,8 +41,7 @@ def wait_for(pieces: Sequence[Evidence], rhythm: Rhythm, rules: Assembly) -> Wai
         seconds = max(rules.settle_s, rhythm.quiet_s)
         wait = Wait(seconds, "silence, as the evidence is weak", f"{_silence(seconds)} ({others})")
     is_open = any(p.source is Source.ASSOCIATION and p.weight is not Weight.FOR for p in pieces)
-    made = how is Strength.STRONG and any(p.source is Source.MPPS for p in said[Weight.FOR])
-    if made or not is_open:
+    if not is_open or (how is Strength.STRONG and _is_counted(said[Weight.FOR])):
         return wait
     seconds = max(rules.open_s, wait.seconds)
     silence = f"{_silence(seconds)} on an open association"
@@ -56,6 +55,14 @@ def cut_short(pieces: Sequence[Evidence], rules: Assembly) -> Wait:
     silence = f"images came for {rules.longest_s:g} s without an end"
     reason = f"incomplete: {lacking}; {silence}" if strength(pieces) is Strength.AGAINST else silence
     return Wait(0.0, "nothing more", reason)
+
+
+def _is_counted(agreeing: Sequence[Evidence]) -> bool:
+    """Tell whether it is known how many there are: then neither a pause nor an open association means that more come.
+
+    Images in Acquisition does not tell: of a dynamic series each phase may say so of itself, and look whole.
+    """
+    return any(p.source in COUNTING or p.source is Source.FRAMES for p in agreeing)
 
 
 def _silence(seconds: float) -> str:

@@ -113,7 +113,7 @@ def test_a_whole_series_is_sealed_shortly_after_its_association_ends(site: Site)
     assert site.run(60, since=50) == [50]
     (job,) = site.ledger.jobs()
     assert (job.state, job.reason, job.instances, job.created_at) == (JobState.READY, "8 seen", 8, T0 + 50)
-    assert site.reason() == "association released, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
+    assert site.reason() == "association released or gone on, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
 
 
 def test_the_next_round_is_when_the_next_series_is_due(site: Site) -> None:
@@ -191,7 +191,7 @@ def test_a_series_that_comes_image_by_image_is_given_time_between_them(site: Sit
         site.bring([member], at=2 * n, piecemeal=True)
         assert site.run(2 * n + 1.9, since=2 * n) == []
     assert site.run(60, since=16) == [18]
-    assert site.reason() == "association released, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
+    assert site.reason() == "association released or gone on, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
 
 
 # -- what the sender usually does

@@ -25,6 +25,8 @@ OPEN = piece(Source.ASSOCIATION, Weight.NEUTRAL)
 WHOLE = [piece(Source.NUMBERS, Weight.FOR, "numbers"), piece(Source.POSITIONS, Weight.FOR, "positions")]
 HOLES = [piece(Source.NUMBERS, Weight.AGAINST, "number 4 is missing"), piece(Source.POSITIONS, Weight.FOR)]
 THIN = [piece(Source.NUMBERS, Weight.NEUTRAL, "a single image")]
+COUNTED, ONE = piece(Source.COUNT, Weight.FOR, "as many"), piece(Source.FRAMES, Weight.FOR, "one object")
+PHASE = piece(Source.ACQUISITION, Weight.FOR, "as Images in Acquisition says")
 LISTED = piece(Source.MPPS, Weight.FOR, "all listed")
 
 
@@ -42,6 +44,18 @@ LISTED = piece(Source.MPPS, Weight.FOR, "all listed")
             1,
             "all listed",
         ),  # the scanner has said what it made: who else is connected is no matter
+        ([OPEN, *HOLES, COUNTED], 1, "as many"),
+        ([OPEN, ONE], 1, "one object"),
+        (
+            [OPEN, ONE, piece(Source.MPPS, Weight.AGAINST, "1 of 2")],
+            120,
+            "incomplete: 1 of 2; nothing came for 120 s on an open association",
+        ),
+        (
+            [OPEN, WHOLE[0], PHASE],
+            120,
+            "nothing came for 120 s on an open association (numbers, as Images in Acquisition says)",
+        ),
         ([RELEASED], 5, "nothing came for 5 s (no evidence)"),
     ],
 )
