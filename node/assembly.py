@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from node.census import Census, Wanted
-from node.errors import NotFound
+from node.errors import NotFound, OutOfDisk
 from node.evidence import Evidence, Strength, Weighing, strength
 from node.ledger import Ledger
-from node.patience import Wait, wait_for
+from node.patience import Wait, cut_short, wait_for
 from node.records import Instance, PerformedSeries, Series
-from node.rhythm import Rhythm, is_piecemeal, longest_gaps, rhythm_of, usual_gap
+from node.rhythm import Rhythm, is_piecemeal, longest_gaps, own_gap, rhythm_of, usual_gap
 from node.selection import Verdict
 from node.settings import Assembly
 from node.weighing import weigh, weigh_association, weigh_count, weigh_performed
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # MPPS and the clock do not wake us.
 _ROUND_S, _SHORTEST_S, _IDLE_S = 0.5, 0.02, 5.0
+# After this a series whose files could not be read is tried again.
+_UNREAD_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,31 @@ class _Images:
     sop_uids: frozenset[str]
     pieces: tuple[Evidence, ...]
     longest_gaps: Mapping[str, float]
+    own_gap: float
     piecemeal: bool
+
+
+@dataclass
+class _Sight:
+    """When, by our own clock, one revision of a series was first seen, and since when it has not grown.
+
+    Not by the ledger's times: while our own disk was slow, the sender waited for us; while we were down, nobody could
+    send; and a clock that is set back leaves the last image in the future.
+    """
+
+    revision: int
+    instances: int
+    begun: float
+    since: float
+    not_before: float = 0.0
+    unread: bool = False
+
+    def look(self, seen: Series, now: float) -> None:
+        """Note how large it is now."""
+        if self.instances != seen.instances:
+            self.instances, self.since = seen.instances, now
+        self.begun, self.since = min(self.begun, now), min(self.since, now)
+        self.not_before = min(self.not_before, now + _UNREAD_S)
 
 
 class Assembler:
@@ -49,7 +75,8 @@ class Assembler:
     judge
         Selection, with its rules.
     digest
-        Returns the sha256 of an instance's data set; raises `NotFound` where its file is gone.
+        Returns the sha256 of an instance's data set; raises `NotFound` where its file is gone and `OutOfDisk` where it
+        cannot be read, which holds up that series alone.
     sealed
         Called after each seal, so that dispatch need not wait for its next round.
     performed
@@ -81,7 +108,7 @@ class Assembler:
         self._images: dict[str, _Images] = {}
         self._noted: dict[str, Weighing] = {}
         self._usual: dict[str, float | None] = {}  # gaps by calling AE title
-        self._seen: dict[str, tuple[int, float]] = {}  # how many images, and since when
+        self._sights: dict[str, _Sight] = {}
 
     def tick(self, now: float) -> float:
         """Seal what is complete; return the seconds until it is worth looking again."""
@@ -89,12 +116,14 @@ class Assembler:
         uids = {s.series_uid for s in series}
         self._images = {uid: kept for uid, kept in self._images.items() if uid in uids}
         self._noted = {uid: kept for uid, kept in self._noted.items() if uid in uids}
-        self._seen = {s.series_uid: self._first_seen(s, now) for s in series}
+        self._sights = {s.series_uid: self._sight(s, now) for s in series}
         wanted: dict[str, dict[str, Wanted]] = {title: {} for title in self._censuses}
         due = now + _ROUND_S
         for seen in series:
             # A series that is coming in is not weighed for each of its images. An answer should be here in time.
-            look = self._since(seen) + self._rules.settle_s / (2 if seen.calling_ae in self._censuses else 1)
+            sight = self._sights[seen.series_uid]
+            look = sight.since + self._rules.settle_s / (2 if seen.calling_ae in self._censuses else 1)
+            look = max(sight.not_before, min(look, sight.begun + self._rules.longest_s))
             if now >= look:
                 look = self._consider(seen, wanted, now)
             due = min(due, look)
@@ -102,39 +131,54 @@ class Assembler:
             census.want(wanted[title])
         return max(_SHORTEST_S, due - now) if series else _IDLE_S
 
-    def _first_seen(self, seen: Series, now: float) -> tuple[int, float]:
-        before = self._seen.get(seen.series_uid)
-        return before if before is not None and before[0] == seen.instances else (seen.instances, now)
-
-    def _since(self, seen: Series) -> float:
-        """Return since when nothing came. While our own disk was slow, the sender waited for us."""
-        return max(seen.last_at, self._seen[seen.series_uid][1])
+    def _sight(self, seen: Series, now: float) -> _Sight:
+        sight = self._sights.get(seen.series_uid)
+        if sight is None or sight.revision != seen.revision:
+            return _Sight(seen.revision, seen.instances, now, now)
+        sight.look(seen, now)
+        return sight
 
     def _consider(self, seen: Series, wanted: Mapping[str, dict[str, Wanted]], now: float) -> float:
         """Weigh one series, seal it if its time has come, and return when that is."""
-        images, is_open, since = self._look(seen), self._is_open(seen.series_uid), self._since(seen)
+        images, is_open, sight = self._look(seen), self._is_open(seen.series_uid), self._sights[seen.series_uid]
+        since = sight.since
         rhythm = self._rhythm(images)
         told = weigh_performed(images.sop_uids, self._performed(seen.series_uid))
         pieces = [piece for piece in (weigh_association(is_open), *images.pieces, told) if piece is not None]
         census = self._censuses.get(seen.calling_ae)
         # Asked is who is silent for longer than before, where the rest of the evidence does not say that this was all.
-        silent = not is_open and now - since >= min(rhythm.pause_s, rhythm.quiet_s / 2)
+        lull_s = min(rhythm.pause_s, rhythm.quiet_s / 2) if images.piecemeal else 0.0
+        silent = not is_open and now - since >= lull_s
         if census and silent and strength(pieces) is not Strength.STRONG:
             wanted[seen.calling_ae][seen.series_uid] = Wanted(seen.study_uid, seen.last_at)
-            counted = weigh_count(len(images.sop_uids), seen.last_at, census.answer(seen.series_uid))
+            counted = weigh_count(len(images.sop_uids), min(seen.last_at, since), census.answer(seen.series_uid))
             pieces += [counted] if counted else []
         wait = wait_for(pieces, rhythm, self._rules)
-        if now - since >= wait.seconds:
-            self._seal(seen, pieces, wait, now)
+        due, end = since + wait.seconds, sight.begun + self._rules.longest_s
+        if now >= end and now < due:
+            wait, sight.not_before = cut_short(pieces, self._rules), now + _ROUND_S
+        if now >= min(due, end):
+            try:
+                self._seal(seen, pieces, wait, now)
+            except OutOfDisk as error:
+                self._put_off(seen, pieces, error, now)
         elif now - since >= self._rules.settle_s:
-            weighed = Weighing(
-                seen.series_uid, seen.revision + 1, tuple(pieces), f"waits for {wait.what}", seen.last_at,
-                since + wait.seconds,
-            )  # fmt: skip
-            if self._noted.get(seen.series_uid) != weighed:
-                self._ledger.note_weighing(weighed)
-                self._noted[seen.series_uid] = weighed
-        return since + (wait.seconds if now - since >= self._rules.settle_s else self._rules.settle_s)
+            self._note(seen, pieces, f"waits for {wait.what}", min(due, end))
+        return max(sight.not_before, min(max(due, since + self._rules.settle_s), end))
+
+    def _note(self, seen: Series, pieces: Sequence[Evidence], outcome: str, until: float) -> None:
+        weighed = Weighing(seen.series_uid, seen.revision + 1, tuple(pieces), outcome, seen.last_at, until)
+        if self._noted.get(seen.series_uid) != weighed:
+            self._ledger.note_weighing(weighed)
+            self._noted[seen.series_uid] = weighed
+
+    def _put_off(self, seen: Series, pieces: Sequence[Evidence], error: OutOfDisk, now: float) -> None:
+        """Try again later to seal a series whose files cannot be read; others do not wait for it."""
+        sight = self._sights[seen.series_uid]
+        if not sight.unread:
+            log.error("series=%s cannot be sealed yet: %s", seen.series_uid, error)
+        sight.unread, sight.not_before = True, now + _UNREAD_S
+        self._note(seen, pieces, f"waits for its files: {error.reason}", sight.not_before)
 
     def _look(self, seen: Series) -> _Images:
         known = self._images.get(seen.series_uid)
@@ -143,7 +187,7 @@ class Assembler:
             senders = dict.fromkeys((m.calling_ae for m in members), 0.0)
             known = _Images(
                 seen.instances, frozenset(m.sop_uid for m in members), weigh(members), senders | longest_gaps(members),
-                is_piecemeal(members),
+                own_gap(members, lambda part: strength(weigh(part)) is Strength.AGAINST), is_piecemeal(members),
             )  # fmt: skip
             self._images[seen.series_uid] = known
         return known
@@ -153,8 +197,7 @@ class Assembler:
             if title not in self._usual:
                 self._usual[title] = usual_gap(self._ledger.longest_gaps(title))
         usual = [self._usual[title] for title in images.longest_gaps]
-        own_s = max(images.longest_gaps.values(), default=0.0)
-        return rhythm_of(own_s, usual, self._rules, piecemeal=images.piecemeal)
+        return rhythm_of(images.own_gap, usual, self._rules)
 
     def _seal(self, seen: Series, pieces: Sequence[Evidence], wait: Wait, now: float) -> None:
         members = self._digested(self._ledger.series_instances(seen.series_uid))
@@ -172,11 +215,13 @@ class Assembler:
     def _digested(self, members: Sequence[Instance]) -> list[Instance]:
         """Find the digests that are not known yet: the listener does not wait for what nobody needs before."""
         found: dict[str, str] = {}
-        for one in members:
-            if not one.sha256:
-                try:
-                    found[one.sop_uid] = self._digest(one)
-                except NotFound:  # the worker will say so of the job
-                    log.error("the file of image %s is gone from the spool", one.sop_uid)
-        self._ledger.note_digests(found)
+        try:
+            for one in members:
+                if not one.sha256:
+                    try:
+                        found[one.sop_uid] = self._digest(one)
+                    except NotFound:  # the worker will say so of the job
+                        log.error("the file of image %s is gone from the spool", one.sop_uid)
+        finally:  # what was read need not be read again
+            self._ledger.note_digests(found)
         return [replace(one, sha256=found.get(one.sop_uid, one.sha256)) for one in members]

@@ -103,7 +103,8 @@ class Census:
     def tick(self, now: float) -> float:
         """Ask what is due; return the seconds until the next round."""
         with self._lock:
-            due = {uid: q for uid, q in self._questions.items() if q.not_before <= now}
+            # What is due later than the longest wait is so by a clock that was set back.
+            due = {u: q for u, q in self._questions.items() if not now < q.not_before <= now + _LONGEST_WAIT_S}
             due = dict(sorted(due.items(), key=lambda pair: pair[1].not_before)[:_AT_ONCE])
         if due:
             self._ask(due)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import secrets
 import socket
 import threading
 import time
@@ -55,7 +56,7 @@ class Gate:
                 listening.close()
             raise
         self.addresses: list[tuple[str, int]] = [listening.getsockname()[:2] for listening in self._listening]
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1 + secrets.randbelow(2**30))  # the ledger keeps those of earlier starts
         self._threads: dict[int, threading.Thread] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()

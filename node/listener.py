@@ -72,7 +72,7 @@ class Door:
         self._now = now
         self._check = check
         self._lock = threading.Lock()
-        self._open: dict[int, Counter[str]] = {}  # by association: how many images it brought of each series
+        self._open: dict[int, Counter[str]] = {}  # by association: how many images of each series, the latest last
         self._web_numbers = itertools.count(-1, -1)  # the servers count their associations upwards
         self.reception = Reception(ledger, spool, settings, self._on_joined, self._on_nothing_new, changed, now)
         self._peers = Peers(settings, peers)
@@ -167,9 +167,14 @@ class Door:
         return self._server is not None and self._server.is_open()
 
     def is_open(self, series_uid: str) -> bool:
-        """Tell whether an association that brought images of this series is still there."""
+        """Tell whether an association that brought images of this series is still there, and at no other series since.
+
+        Who returns to a series opens it again.
+        """
         with self._lock:
-            return any(brought[series_uid] > 0 for brought in self._open.values())
+            return any(
+                brought[series_uid] > 0 and next(reversed(brought)) == series_uid for brought in self._open.values()
+            )
 
     @contextlib.contextmanager
     def web_association(self, calling_ae: str, address: str, study_uid: str = "") -> Iterator[Origin]:
@@ -204,8 +209,8 @@ class Door:
     def _on_joined(self, number: int, series_uid: str) -> None:
         # A peer that went away right after its last byte is not there to be waited for.
         with self._lock:
-            if number in self._open:
-                self._open[number][series_uid] += 1
+            if (brought := self._open.get(number)) is not None:
+                brought[series_uid] = brought.pop(series_uid, 0) + 1  # the last one is the one it is at
 
     def _on_nothing_new(self, number: int, series_uid: str) -> None:
         # Who only repeats images of a series does not hold up its seal.

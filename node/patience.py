@@ -29,8 +29,9 @@ def wait_for(pieces: Sequence[Evidence], rhythm: Rhythm, rules: Assembly) -> Wai
     lacking = _words(said[Weight.AGAINST])
     others = _words([p for p in pieces if p.source is not Source.ASSOCIATION]) or "no evidence"
     if how is Strength.STRONG:
-        # Who opens an association for each image pauses between any two of a series that seems whole so far.
-        known = any(p.source in COUNTING or p.source is Source.FRAMES for p in said[Weight.FOR])
+        # What is concluded from the images holds of each part of a series in order: who sends it in several
+        # associations pauses after a part that seems whole.
+        known = _is_counted(said[Weight.FOR])
         seconds = rules.settle_s if known else max(rules.settle_s, rhythm.pause_s)
         wait = Wait(seconds, "a moment without a further image", _words(_deciding(said[Weight.FOR])))
     elif how is Strength.AGAINST:
@@ -40,13 +41,28 @@ def wait_for(pieces: Sequence[Evidence], rhythm: Rhythm, rules: Assembly) -> Wai
         seconds = max(rules.settle_s, rhythm.quiet_s)
         wait = Wait(seconds, "silence, as the evidence is weak", f"{_silence(seconds)} ({others})")
     is_open = any(p.source is Source.ASSOCIATION and p.weight is not Weight.FOR for p in pieces)
-    made = how is Strength.STRONG and any(p.source is Source.MPPS for p in said[Weight.FOR])
-    if made or not is_open:
+    if not is_open or (how is Strength.STRONG and _is_counted(said[Weight.FOR])):
         return wait
     seconds = max(rules.open_s, wait.seconds)
     silence = f"{_silence(seconds)} on an open association"
     reason = f"incomplete: {lacking}; {silence}" if how is Strength.AGAINST else f"{silence} ({others})"
     return Wait(seconds, "the end of the association that brings it", reason)
+
+
+def cut_short(pieces: Sequence[Evidence], rules: Assembly) -> Wait:
+    """Return what is said of a series whose images did not end within `longest_s`."""
+    lacking = _words([p for p in pieces if p.weight is Weight.AGAINST])
+    silence = f"images came for {rules.longest_s:g} s without an end"
+    reason = f"incomplete: {lacking}; {silence}" if strength(pieces) is Strength.AGAINST else silence
+    return Wait(0.0, "nothing more", reason)
+
+
+def _is_counted(agreeing: Sequence[Evidence]) -> bool:
+    """Tell whether it is known how many there are: then neither a pause nor an open association means that more come.
+
+    Images in Acquisition does not tell: of a dynamic series each phase may say so of itself, and look whole.
+    """
+    return any(p.source in COUNTING or p.source is Source.FRAMES for p in agreeing)
 
 
 def _silence(seconds: float) -> str:

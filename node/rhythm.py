@@ -8,7 +8,7 @@ that outlasted the period are counted too, when the late image opens the next re
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,6 +22,8 @@ _ENOUGH = 20
 _QUANTILE = 0.98
 # How much longer a pause may be than what is usual with a peer, or than the longest so far of a series.
 _MARGIN = 2.0
+# Gaps of a series that are asked about.
+_LOOKED_AT = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Rhythm:
     """How long those who send a series may pause, in s.
 
     `quiet_s`: after it they have sent all, even if nothing else says so. `pause_s`: so long they may be silent though
-    no association is open and nothing seems to be missing.
+    no association is open and nothing seems to be missing, which is so after each part of a series sent in order; 0 for
+    those whose series come by one association.
     """
 
     quiet_s: float
@@ -61,17 +64,35 @@ def is_piecemeal(members: Sequence[Instance]) -> bool:
     return 1 < len(members) <= 2 * len({(m.peer, m.association) for m in members})
 
 
-def rhythm_of(own_s: float, usual: Sequence[float | None], rules: Assembly, *, piecemeal: bool) -> Rhythm:
+def own_gap(members: Sequence[Instance], lacks: Callable[[Sequence[Instance]], bool]) -> float:
+    """Return the longest wait in s of a series that shows how it is sent.
+
+    Where something was missing before an image came by another association, that image was late, as after a transfer
+    that failed: such a gap says nothing of the next one. Only the longest few are looked at so: `lacks` has its cost.
+    """
+    ordered = sorted(members, key=lambda m: (m.received_at, m.sop_uid))
+    gaps = [
+        (after.received_at - before.received_at, at)
+        for at, (before, after) in enumerate(pairwise(ordered), start=1)
+        if before.association != after.association
+    ]
+    for rank, (gap, at) in enumerate(sorted(gaps, reverse=True)):
+        if rank >= _LOOKED_AT or not lacks(ordered[:at]):
+            return gap
+    return 0.0
+
+
+def rhythm_of(own_s: float, usual: Sequence[float | None], rules: Assembly) -> Rhythm:
     """Return what to expect of the senders of a series.
 
     Parameters
     ----------
     own_s
-        The longest gap of this series so far.
+        The longest gap of this series so far; see `own_gap`.
     usual
         The usual gap of each of its senders.
     """
     known = [gap for gap in usual if gap is not None]
     gap_s = _MARGIN * max([own_s, *known])
     quiet_s = max(rules.quiet_min_s, gap_s) if usual and len(known) == len(usual) else rules.quiet_s
-    return Rhythm(min(quiet_s, rules.quiet_s), min(gap_s, rules.quiet_s) if piecemeal else 0.0)
+    return Rhythm(min(quiet_s, rules.quiet_s), min(gap_s, rules.quiet_s))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import secrets
 import socket
 import ssl
 import threading
@@ -106,7 +107,7 @@ class StockServer:
         self._judge = judge
         self._services = services
         self._opened, self._closed = opened, closed
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1 + secrets.randbelow(2**30))  # the ledger keeps those of earlier starts
         self._lock = threading.Lock()
         self._guests: dict[int, _Guest] = {}
         self._ae = application_entity(settings, supported)

@@ -46,10 +46,10 @@ def weigh(members: Sequence[Instance]) -> tuple[Evidence, ...]:
 
 
 def weigh_association(is_open: bool) -> Evidence:
-    """Say whether an association that brought images of the series is still there."""
+    """Say whether an association that brought images of the series is still at it: neither released nor gone on."""
     if is_open:
         return Evidence(Source.ASSOCIATION, _NEUTRAL, "an association that brought images is open")
-    return Evidence(Source.ASSOCIATION, _FOR, "association released")
+    return Evidence(Source.ASSOCIATION, _FOR, "association released or gone on")
 
 
 def weigh_performed(here: frozenset[str], step: PerformedSeries | None) -> Evidence | None:

@@ -15,6 +15,7 @@ from tests.presend import Sent, associate, message, pdu, read_pdu, status_of
 
 SLICES = 20
 LATE_S = 20.0
+PART_S = 3.0
 # The pauses of a scanner that sends while it reconstructs.
 _STEADY_S, _BURST_S = 0.05, 1.5
 
@@ -162,6 +163,15 @@ def image_by_image(port: int, calling: str, series_uid: str) -> list[Arrival]:
     for sent in images(series_uid):
         (arrival,) = _plain(port, calling, series_uid, [sent])
         time.sleep(0.3)
+    return [Arrival(series_uid, SLICES, arrival.last_at)]
+
+
+def part_by_part(port: int, calling: str, series_uid: str) -> list[Arrival]:
+    """Four associations of five images each, 3 s apart, as senders do that send what is reconstructed so far."""
+    sent = images(series_uid)
+    for start in range(0, SLICES, SLICES // 4):
+        time.sleep(PART_S if start else 0)
+        (arrival,) = _plain(port, calling, series_uid, sent[start : start + SLICES // 4])
     return [Arrival(series_uid, SLICES, arrival.last_at)]
 
 

@@ -121,6 +121,9 @@ class Assembly(Section):
     quiet_min_s: Seconds = Field(2.0, description="wait at least when the evidence is weak")
     patience_s: Seconds = Field(60.0, description="wait when the evidence says that something is missing")
     open_s: Seconds = Field(120.0, description="wait for an association that stays open but sends nothing more")
+    longest_s: Seconds = Field(
+        3600.0, gt=0, description="a series whose images never end is sealed after so long in all"
+    )
 
 
 class Selection(Section):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from node.assembly import Assembler
 from node.census import Census
-from node.errors import NotFound
+from node.errors import NotFound, OutOfDisk
 from node.evidence import Source, Weight
 from node.ledger import Ledger, Receipt
 from node.records import Instance, JobState, PerformedSeries, input_digest
@@ -31,7 +31,10 @@ class Site:
     def __init__(self, ledger: Ledger) -> None:
         self.open: set[str] = set()
         self.lost: set[str] = set()
+        self.unreadable: set[str] = set()
+        self.read: list[str] = []
         self.seals = 0
+        self.rules = RULES
         self.ledger = ledger
         self.step: PerformedSeries | None = None
         self.count: Callable[[], dict[str, int]] | None = None
@@ -42,7 +45,7 @@ class Site:
 
     def restarted(self, judge: Callable[..., Verdict] | None = None, **censuses: Census) -> Assembler:
         self.assembler = Assembler(
-            self.ledger, RULES, self.open.__contains__, judge or self.judge, self.digest, sealed=self.on_sealed,
+            self.ledger, self.rules, self.open.__contains__, judge or self.judge, self.digest, sealed=self.on_sealed,
             performed=lambda _uid: self.step, censuses=censuses,
         )  # fmt: skip
         return self.assembler
@@ -53,6 +56,9 @@ class Site:
     def digest(self, one) -> str:
         if one.sop_uid in self.lost:
             raise NotFound("gone")
+        self.read.append(one.sop_uid)
+        if one.sop_uid in self.unreadable:
+            raise OutOfDisk("an image cannot be read (Input/output error)", "check the disk")
         return f"of {one.path}"
 
     def on_sealed(self) -> None:
@@ -107,7 +113,7 @@ def test_a_whole_series_is_sealed_shortly_after_its_association_ends(site: Site)
     assert site.run(60, since=50) == [50]
     (job,) = site.ledger.jobs()
     assert (job.state, job.reason, job.instances, job.created_at) == (JobState.READY, "8 seen", 8, T0 + 50)
-    assert site.reason() == "association released, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
+    assert site.reason() == "association released or gone on, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
 
 
 def test_the_next_round_is_when_the_next_series_is_due(site: Site) -> None:
@@ -185,7 +191,7 @@ def test_a_series_that_comes_image_by_image_is_given_time_between_them(site: Sit
         site.bring([member], at=2 * n, piecemeal=True)
         assert site.run(2 * n + 1.9, since=2 * n) == []
     assert site.run(60, since=16) == [18]
-    assert site.reason() == "association released, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
+    assert site.reason() == "association released or gone on, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
 
 
 # -- what the sender usually does
@@ -238,6 +244,37 @@ def test_a_series_that_paused_before_may_pause_again(site: Site) -> None:
     taught(site, 0.1)
     site.bring([instance(n) for n in range(2)], gap=1.9, piecemeal=True)
     assert site.run(30, since=1.9) == [pytest.approx(1.9 + 3.8)]
+
+
+def test_who_sends_a_series_in_several_associations_is_waited_for_after_each(site: Site) -> None:
+    """Each part of a series in order looks whole: only what is usual with its sender tells that more will come."""
+    taught(site, 6.0)
+    members = slices(20)
+    for at, part in ((0, members[:8]), (6, members[8:14]), (12, members[14:])):
+        site.bring(part, at=at)
+        assert site.run(at + 5.9, since=at) == []
+    assert site.run(60, since=18) == [24]
+    assert [j.instances for j in site.ledger.jobs() if j.series_uid == SERIES] == [20]
+
+
+def test_a_stranger_who_paused_between_associations_of_a_series_may_pause_again(site: Site) -> None:
+    members = slices(12)
+    site.bring(members[:4])
+    site.bring(members[4:8], at=6)
+    assert site.run(12, since=6) == []
+    site.bring(members[8:], at=12)
+    assert site.run(60, since=12) == [24]
+
+
+def test_a_peer_whose_series_come_by_one_association_waits_for_no_other(site: Site) -> None:
+    for n in range(20):
+        for one in slices(4):
+            uid = f"1.2.9.{n}"
+            site.ledger.record(replace(one, series_uid=uid, sop_uid=f"{uid}{one.sop_uid[-2:]}", received_at=T0 - 99))
+    site.run(-50, since=-99)
+    assert site.ledger.longest_gaps("SCANNER") == [0.0] * 20
+    site.bring(slices(20))
+    assert site.run(30) == [1]
 
 
 def test_a_gap_that_outlasted_the_quiet_period_teaches_it(site: Site) -> None:
@@ -346,7 +383,7 @@ def test_a_late_image_opens_a_revision_that_is_weighed_like_any_other(site: Site
     site.bring(members[:7])
     assert site.run(10) == [1]
     site.bring(members[7:], at=10)
-    assert site.run(20, since=10) == [11]
+    assert site.run(40, since=10) == [30], "it paused 10 s and may do so again"
     states = {j.revision: (j.state, j.instances) for j in site.ledger.jobs()}
     assert states == {1: (JobState.SUPERSEDED, 7), 2: (JobState.READY, 8)}
     assert "1 to 7" in site.reason(1)
@@ -391,11 +428,65 @@ def test_digests_are_found_before_the_seal_and_a_lost_file_does_not_hold_it_up(s
     assert site.ledger.jobs()[0].input_digest == input_digest(held.items())
 
 
+def test_a_file_that_cannot_be_read_holds_up_its_series_alone(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    members = [replace(member, sha256="") for member in slices(5)]
+    bad = members[2].sop_uid
+    site.unreadable.add(bad)
+    site.bring(members)
+    site.bring([replace(one, series_uid="1.2.8", sop_uid=f"1.2.8.{n}") for n, one in enumerate(members)])
+    assert site.run(70) == [1]
+    assert [j.series_uid for j in site.ledger.jobs()] == ["1.2.8"]
+    assert site.read.count(bad) == 3, "at 1, 31 and 61 s"
+    assert site.read.count(members[0].sop_uid) == 1, "what could be read is not read again"
+    waiting = site.ledger.weighings()[SERIES]
+    assert waiting.outcome == "waits for its files: an image cannot be read (Input/output error)"
+    assert waiting.until == pytest.approx(T0 + 91, abs=0.1)
+    assert caplog.text.count("cannot be sealed yet") == 1
+    site.unreadable.clear()
+    assert site.run(100, since=70) == [pytest.approx(91, abs=0.1)]
+
+
+@pytest.mark.parametrize("back_s", [3600, 86400])
+def test_a_clock_that_is_set_back_holds_nothing_up(site: Site, back_s: int) -> None:
+    site.bring(slices())
+    site.bring([instance(n, "1.2.8") for n in range(2)])
+    site.assembler.tick(T0 + 0.5)
+    assert site.run(60 - back_s, since=-back_s) == [1 - back_s, 20 - back_s]
+
+
+def test_a_count_is_asked_for_again_though_the_clock_was_set_back(site: Site) -> None:
+    site.restarted(SCANNER=site.census)
+    site.count = lambda: {SERIES: 9}
+    site.bring([instance(n) for n in range(2)])
+    assert site.run(8) == []
+    site.count = lambda: {SERIES: 2}
+    assert site.run(10 - 3600, since=-3600) == [pytest.approx(1 - 3600, abs=1)]
+
+
+def test_who_drips_images_without_an_end_is_cut_short(site: Site) -> None:
+    site.rules = RULES.model_copy(update={"longest_s": 90.0})
+    site.restarted()
+    for n in range(16):
+        site.bring([instance(n)], at=10 * n)
+        assert site.run(10 * n + 9.9, since=10 * n) == ([90] if n == 9 else [])
+    assert site.run(300, since=160) == [170], "its next revision has its own time"
+    assert site.reason(1) == "images came for 90 s without an end"
+    site.bring([instance(n, "1.2.8") for n in (1, 2, 4)], at=300)
+    for n in range(5, 105):  # not even long enough for a look
+        site.bring([instance(n, "1.2.8")], at=300 + n)
+        if site.run(300 + n + 0.9, since=300 + n):
+            break
+    (job,) = [j for j in site.ledger.jobs() if j.series_uid == "1.2.8"]
+    assert job.created_at == pytest.approx(T0 + 395, abs=1)
+    assert "incomplete: instance number 3 is missing between 1 and" in site.ledger.weighing("1.2.8", 1).outcome
+
+
 def test_several_series_do_not_disturb_each_other(site: Site) -> None:
     for n in range(4):
         for image in range(1, 5):
             site.ledger.record(instance(image, f"1.2.{n}", at=T0 + 10 * n))
-    assert site.run(60) == [20, 30, 40, 50]
+        assert site.run(10 * n + 9.9, since=10 * n) == ([20] if n == 2 else [30] if n == 3 else [])
+    assert site.run(60, since=40) == [40, 50]
 
 
 def test_what_was_weighed_before_the_last_image_is_not_shown_any_more(site: Site) -> None:

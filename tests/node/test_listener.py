@@ -378,6 +378,32 @@ def test_who_only_repeats_images_does_not_hold_up_the_seal(door: tuple[Door, int
         assert door[0].is_open(SERIES)
 
 
+def test_a_series_does_not_wait_for_an_association_that_went_on_to_another(door: tuple[Door, int]) -> None:
+    other = "1.2.3.20"
+    with associated(door[1]) as assoc:
+        store(assoc, encoded(mr()))
+        store(assoc, encoded(mr(1, other)), f"{other}.1")
+        assert (door[0].is_open(SERIES), door[0].is_open(other)) == (False, True)
+        store(assoc, encoded(mr(2)), f"{SERIES}.2")
+        assert (door[0].is_open(SERIES), door[0].is_open(other)) == (True, False), "it returned"
+        with associated(door[1]) as second:
+            store(second, encoded(mr(2, other)), f"{other}.2")
+            assert door[0].is_open(SERIES)
+            assert door[0].is_open(other), "by the second association"
+    until(lambda: not door[0].is_open(SERIES) and not door[0].is_open(other))
+
+
+def test_associations_of_two_starts_do_not_look_like_one(open_door: OpenDoor, ledger: Ledger) -> None:
+    for n in (1, 2):
+        door, port = open_door()
+        with associated(port) as assoc:
+            store(assoc, encoded(mr(n)), f"{SERIES}.{n}")
+        door.stop()
+    numbers = [one.association for one in ledger.series_instances(SERIES)]
+    assert len(set(numbers)) == 2
+    assert all(0 < number < 2**31 for number in numbers), "they fit the column"
+
+
 def test_more_associations_than_allowed_are_rejected_for_now(open_door: OpenDoor) -> None:
     _, port = open_door(max_associations=1)
     with associated(port):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from node.evidence import Evidence, Source, Strength, Weight, strength
 from node.patience import wait_for
 from node.records import Instance
-from node.rhythm import Rhythm, is_piecemeal, longest_gaps, rhythm_of, usual_gap
+from node.rhythm import Rhythm, is_piecemeal, longest_gaps, own_gap, rhythm_of, usual_gap
 from node.settings import Assembly
 from tests.node.making import T0, instance
 
@@ -25,6 +25,8 @@ OPEN = piece(Source.ASSOCIATION, Weight.NEUTRAL)
 WHOLE = [piece(Source.NUMBERS, Weight.FOR, "numbers"), piece(Source.POSITIONS, Weight.FOR, "positions")]
 HOLES = [piece(Source.NUMBERS, Weight.AGAINST, "number 4 is missing"), piece(Source.POSITIONS, Weight.FOR)]
 THIN = [piece(Source.NUMBERS, Weight.NEUTRAL, "a single image")]
+COUNTED, ONE = piece(Source.COUNT, Weight.FOR, "as many"), piece(Source.FRAMES, Weight.FOR, "one object")
+PHASE = piece(Source.ACQUISITION, Weight.FOR, "as Images in Acquisition says")
 LISTED = piece(Source.MPPS, Weight.FOR, "all listed")
 
 
@@ -42,6 +44,18 @@ LISTED = piece(Source.MPPS, Weight.FOR, "all listed")
             1,
             "all listed",
         ),  # the scanner has said what it made: who else is connected is no matter
+        ([OPEN, *HOLES, COUNTED], 1, "as many"),
+        ([OPEN, ONE], 1, "one object"),
+        (
+            [OPEN, ONE, piece(Source.MPPS, Weight.AGAINST, "1 of 2")],
+            120,
+            "incomplete: 1 of 2; nothing came for 120 s on an open association",
+        ),
+        (
+            [OPEN, WHOLE[0], PHASE],
+            120,
+            "nothing came for 120 s on an open association (numbers, as Images in Acquisition says)",
+        ),
         ([RELEASED], 5, "nothing came for 5 s (no evidence)"),
     ],
 )
@@ -60,7 +74,7 @@ rules = st.builds(
 rhythms = st.builds(Rhythm, quiet_s=st.floats(0, 20), pause_s=st.floats(0, 20)).filter(lambda r: r.pause_s <= r.quiet_s)
 
 
-def test_who_sends_image_by_image_may_pause_unless_it_is_known_how_many_there_are() -> None:
+def test_who_sends_in_several_associations_may_pause_unless_it_is_known_how_many_there_are() -> None:
     slow = Rhythm(quiet_s=9.0, pause_s=4.0)
     counted, one = piece(Source.COUNT, Weight.FOR), piece(Source.FRAMES, Weight.FOR)
     waits = [wait_for([RELEASED, *some], slow, RULES).seconds for some in (WHOLE, [*WHOLE, LISTED], [counted], [one])]
@@ -110,6 +124,16 @@ def test_a_series_is_piecemeal_when_associations_bring_two_images_at_most(associ
     assert is_piecemeal(brought(*(("A", by, n) for n, by in enumerate(associations)))) is piecemeal
 
 
+def test_the_own_gap_is_the_longest_that_no_missing_image_explains() -> None:
+    times = [("A", 1, 0.0), ("A", 1, 5.0), ("A", 2, 7.0), ("A", 3, 10.0), ("A", 4, 30.0), ("A", 5, 31.0)]
+    members = brought(*times)
+    for order in (members, members[::-1]):
+        assert own_gap(order, lambda _part: False) == 20.0
+        assert own_gap(order, lambda part: len(part) == 4) == 3.0, "the fifth filled a hole"
+        assert own_gap(order, lambda _part: True) == 1.0, "only the three longest are looked at"
+    assert own_gap(members[:2], lambda _part: False) == own_gap([], lambda _part: False) == 0.0
+
+
 @pytest.mark.parametrize(
     ("longest", "usual"),
     [
@@ -127,34 +151,30 @@ def test_what_is_usual(longest: list[float], usual: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own_s", "usual", "piecemeal", "quiet_s", "pause_s"),
+    ("own_s", "usual", "quiet_s", "pause_s"),
     [
-        (0.0, [], False, 20, 0),
-        (0.0, [None], False, 20, 0),  # of a stranger nothing is known
-        (0.0, [0.0], False, 2, 0),  # never less than quiet_min_s
-        (0.0, [4.0], False, 8, 0),  # twice what is usual
-        (0.0, [4.0], True, 8, 8),
-        (0.0, [1.5, 4.0], True, 8, 8),  # the slower of two
-        (0.0, [1.5, None], True, 20, 3),
-        (2.0, [1.5], True, 4, 4),  # twice what it paused itself
-        (2.0, [None], True, 20, 4),
-        (25.0, [1.5], False, 20, 0),  # a slice that came late
-        (25.0, [900.0], True, 20, 20),  # never more than quiet_s
+        (0.0, [], 20, 0),
+        (0.0, [None], 20, 0),  # of a stranger nothing is known
+        (0.0, [0.0], 2, 0),  # never less than quiet_min_s; who sends by one association does not pause
+        (0.0, [4.0], 8, 8),  # twice what is usual
+        (0.0, [1.5, 4.0], 8, 8),  # the slower of two
+        (0.0, [1.5, None], 20, 3),
+        (2.0, [1.5], 4, 4),  # twice what it paused itself
+        (2.0, [None], 20, 4),
+        (25.0, [900.0], 20, 20),  # never more than quiet_s
     ],
-)  # fmt: skip
-def test_what_to_expect_of_senders(
-    own_s: float, usual: list[float | None], piecemeal: bool, quiet_s: float, pause_s: float
-) -> None:
-    assert rhythm_of(own_s, usual, RULES, piecemeal=piecemeal) == Rhythm(quiet_s, pause_s)
+)
+def test_what_to_expect_of_senders(own_s: float, usual: list[float | None], quiet_s: float, pause_s: float) -> None:
+    assert rhythm_of(own_s, usual, RULES) == Rhythm(quiet_s, pause_s)
 
 
-@given(st.lists(st.floats(0, 100), min_size=20, max_size=200), st.floats(0, 100), st.booleans())
-def test_the_law_of_the_quiet_period(longest: list[float], other: float, piecemeal: bool) -> None:
-    found = rhythm_of(0.0, [usual_gap(longest)], RULES, piecemeal=piecemeal)
+@given(st.lists(st.floats(0, 100), min_size=20, max_size=200), st.floats(0, 100))
+def test_the_law_of_the_quiet_period(longest: list[float], other: float) -> None:
+    found = rhythm_of(0.0, [usual_gap(longest)], RULES)
     assert RULES.quiet_min_s <= found.quiet_s <= RULES.quiet_s
     assert 0 <= found.pause_s <= found.quiet_s
     # Longer gaps never make it shorter; and of what was seen, two in a hundred outlast it at most.
-    slower = rhythm_of(other, [usual_gap([max(gap, other) for gap in longest])], RULES, piecemeal=piecemeal)
+    slower = rhythm_of(other, [usual_gap([max(gap, other) for gap in longest])], RULES)
     assert slower.quiet_s >= found.quiet_s
     assert slower.pause_s >= found.pause_s
     assert sum(gap > found.quiet_s for gap in longest if found.quiet_s < RULES.quiet_s) <= 0.02 * len(longest)
@@ -163,4 +183,4 @@ def test_the_law_of_the_quiet_period(longest: list[float], other: float, pieceme
 def test_a_shorter_quiet_period_is_not_exceeded_by_its_floor() -> None:
     hurried = RULES.model_copy(update={"quiet_s": 1.0})
     for usual in ([0.1], [None]):
-        assert rhythm_of(0.0, usual, hurried, piecemeal=False).quiet_s == 1.0
+        assert rhythm_of(0.0, usual, hurried).quiet_s == 1.0
