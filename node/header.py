@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import pydicom
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_sequence_item
 from pydicom.uid import UID
 
 from node.errors import InvalidInstance
@@ -35,12 +37,21 @@ _BUDGETS = (16 << 20, 64 << 20)
 # Pieces that one reading may ask for: an element or item takes one or two, and pydicom some 10 µs for each. The groups
 # of 20 000 frames need fewer.
 _MOST_READS = 2_000_000
+# The same for the items that are looked into: a group has some hundred elements.
+_MOST_ITEM_READS = 20_000
+# Bytes from which a header is a heavy one, and reads: two at a time would take the processor and the memory from all.
+_LIGHT, _LIGHT_READS = 256 * 1024, 10_000
+_HEAVY = threading.Lock()
+# Contrast agents that are named, and bytes of a value; the longest in explicit VR (PS3.5 section 7.1.2).
+_MOST_AGENTS = 16
+_LONGEST_VALUE = 65534
 # What pydicom raises over bytes that are no data set; OSError is its word for an end within a tag.
 UNREADABLE = (
     InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError,
     IndexError, OverflowError, NotImplementedError, struct.error, RecursionError, zlib.error,
 )  # fmt: skip
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_SEQUENCES = frozenset({0x00180012, 0x52009229, 0x52009230})
 _UNDEFINED = 0xFFFFFFFF
 _SEQUENCE_DELIMITER = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
 _TAGS: list[Any] = [
@@ -118,23 +129,35 @@ def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_ui
     syntax = _syntax(transfer_syntax_uid)
     # The groups of all frames may be long; then those shared by them must do.
     for tags, budget in zip((_TAGS, _TAGS[:-1]), _BUDGETS, strict=True):
-        stream = _Stream(read_at, size, head, budget)
-        try:
-            found = read_dataset(
-                stream,  # type: ignore[arg-type, unused-ignore]
-                is_implicit_VR=syntax.is_implicit,
-                is_little_endian=syntax.is_little_endian,
-                stop_when=lambda tag, _vr, _length: tag in _PIXELS,
-                specific_tags=[pydicom.tag.Tag(t) for t in tags],
-            )
-        except (_OverBudget, *UNREADABLE):  # at an item's header pydicom says OSError for whatever the stream raised
-            if not stream.is_over_budget:
-                raise
-            if stream.reads > _MOST_READS:
-                break
-        else:
-            return _identity(found), stream.tell()
-    raise InvalidInstance("the header is too long", "the sending system must mend it")
+        with _Stream(read_at, size, head, budget) as stream:
+            try:
+                found = read_dataset(
+                    stream,  # type: ignore[arg-type, unused-ignore]
+                    is_implicit_VR=syntax.is_implicit,
+                    is_little_endian=syntax.is_little_endian,
+                    stop_when=lambda tag, _vr, _length: tag in _PIXELS,
+                    specific_tags=[pydicom.tag.Tag(t) for t in tags],
+                )
+            except (_OverBudget, *UNREADABLE):  # at an item's header pydicom says OSError for what the stream raised
+                if not stream.is_over_budget:
+                    raise
+                if stream.reads > _MOST_READS:
+                    break
+            else:
+                _check_lengths(found)
+                return _identity(found), stream.tell()
+    raise _too_long()
+
+
+def _too_long() -> InvalidInstance:
+    return InvalidInstance("the header is too long", "the sending system must mend it")
+
+
+def _check_lengths(ds: Dataset) -> None:
+    """Refuse a value, not of a sequence, that pydicom would take apart into a million numbers."""
+    for element in ds.values():
+        if isinstance(element, RawDataElement) and element.tag not in _SEQUENCES and element.length > _LONGEST_VALUE:
+            raise _too_long()
 
 
 class _OverBudget(Exception):
@@ -144,18 +167,30 @@ class _OverBudget(Exception):
 class _Stream:
     """A file for pydicom that raises where the data ends within an element: half a value would pass for a whole one.
 
-    It reads `budget` bytes at most, in no more than `_MOST_READS` pieces.
+    It reads `budget` bytes at most, in no more than `most_reads` pieces (`_MOST_READS` where none is given). Once it
+    has turned out to be heavy, only one such is read at a time, until it is closed.
     """
 
-    def __init__(self, read_at: ReadAt, size: int, head: bytes, budget: int) -> None:
+    def __init__(self, read_at: ReadAt, size: int, head: bytes, budget: int, most_reads: int | None = None) -> None:
         self._read_at = read_at
         self._size = size
         self._budget = budget
+        self._light_above = budget - _LIGHT
+        self._most_reads = _MOST_READS if most_reads is None else most_reads
+        self._may_wait = most_reads is None  # a part of a header is read under what the whole has taken
+        self._is_heavy = False
         self._window, self._window_at = head, 0
         self._position = 0
         self._at_end = False
         self.is_over_budget = False
         self.reads = 0
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_heavy:
+            _HEAVY.release()
 
     def tell(self) -> int:
         return self._position
@@ -169,9 +204,11 @@ class _Stream:
         count = rest if size is None or size < 0 else min(size, rest)
         self._budget -= count
         self.reads += 1
-        if self._budget < 0 or self.reads > _MOST_READS:
+        if self._budget < 0 or self.reads > self._most_reads:
             self.is_over_budget = True
             raise _OverBudget
+        if self._may_wait and not self._is_heavy and (self._budget < self._light_above or self.reads > _LIGHT_READS):
+            self._is_heavy = _HEAVY.acquire()
         begin = self._position - self._window_at
         if begin < 0 or begin + count > len(self._window):
             self._window, self._window_at = self._read_at(max(count, _HEAD), self._position), self._position
@@ -259,15 +296,49 @@ def _numbers(ds: Dataset, name: str, count: int) -> tuple[float, ...]:
 def _functional_group(ds: Dataset, macro: str) -> Dataset:
     """Return the macro's first item, from the shared groups or else the first frame (PS3.3 C.7.6.16)."""
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in (ds.get(groups) or ())[:1]:
-            for item in (group.get(macro) or ())[:1]:
+        for group in _first_items(ds, groups, 1):
+            for item in _first_items(group, macro, 1):
+                _check_lengths(item)
                 return item
     return Dataset()
 
 
+def _first_items(ds: Dataset, name: str, most: int) -> Sequence[Dataset]:
+    """Return the first items of a sequence, without building those after them.
+
+    Raises
+    ------
+    InvalidInstance
+        They hold too much.
+    """
+    raw = ds.get_item(name) if name in ds else None
+    if not isinstance(raw, RawDataElement) or raw.VR not in (None, "SQ", "UN"):
+        return list((ds.get(name) or ())[:most])
+    value = raw.value or b""
+    found: list[Dataset] = []
+    stream = _Stream(lambda count, at: value[at : at + count], len(value), value, 2 * len(value), _MOST_ITEM_READS)
+    characters = ds.original_character_set or "iso8859"
+    while len(found) < most and stream.tell() < len(value):
+        try:
+            item = read_sequence_item(
+                stream,  # type: ignore[arg-type, unused-ignore]
+                raw.is_implicit_VR, raw.is_little_endian, characters,
+            )  # fmt: skip
+        except (_OverBudget, *UNREADABLE):
+            if stream.is_over_budget:
+                raise _too_long() from None
+            raise
+        if stream.is_over_budget:
+            raise _too_long()
+        if item is None:
+            break
+        found.append(item)
+    return found
+
+
 def _identity(ds: Dataset) -> Identity:
     image_type = ds.get("ImageType") or ()
-    agents = [_text(item, "CodeMeaning") for item in ds.get("ContrastBolusAgentSequence") or ()]
+    agents = [_text(item, "CodeMeaning") for item in _first_items(ds, "ContrastBolusAgentSequence", _MOST_AGENTS)]
     orientation = _numbers(ds, "ImageOrientationPatient", 6) or _numbers(
         _functional_group(ds, "PlaneOrientationSequence"), "ImageOrientationPatient", 6
     )
