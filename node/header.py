@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +17,7 @@ from pydicom.filereader import read_dataset, read_sequence_item
 from pydicom.uid import UID
 
 from node.errors import InvalidInstance
+from node.headerstream import HEAD, HeaderStream, OverBudget, ReadAt
 from node.identity import Identity, clean, finite
 from node.records import Header, is_uid
 from node.scan import read_plain
@@ -25,23 +25,13 @@ from node.scan import read_plain
 # A peer's slightly invalid values are kept as they are; they must not cost a warning per image.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-ReadAt = Callable[[int, int], bytes]
-
-# Read at once: the header of a classic image is shorter.
-_HEAD = 32768
 # A deflated data set may not grow beyond the first; its header must end within the second.
 _MAX_INFLATED = 1 << 32
 _INFLATED_HEAD = 16 << 20
 # Bytes that a first and a second reading may take, the second without the groups of each frame.
 _BUDGETS = (16 << 20, 64 << 20)
-# Pieces that one reading may ask for: an element or item takes one or two, and pydicom some 10 µs for each. The groups
-# of 20 000 frames need fewer.
-_MOST_READS = 2_000_000
-# The same for the items that are looked into: a group has some hundred elements.
+# Pieces of the items that are looked into: a group has some hundred elements.
 _MOST_ITEM_READS = 20_000
-# Bytes from which a header is a heavy one, and reads: two at a time would take the processor and the memory from all.
-_LIGHT, _LIGHT_READS = 256 * 1024, 10_000
-_HEAVY = threading.Lock()
 # Contrast agents that are named, and bytes of a value; the longest in explicit VR (PS3.5 section 7.1.2).
 _MOST_AGENTS = 16
 _LONGEST_VALUE = 65534
@@ -90,7 +80,7 @@ def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
     try:
         if syntax.is_deflated:
             read_at, size = _inflate(read_at, size)
-        head = read_at(_HEAD, 0)
+        head = read_at(HEAD, 0)
         plain = read_plain(head, size, implicit=syntax.is_implicit) if syntax.is_little_endian else None
         if plain is None:
             plain = _read_thoroughly(read_at, size, head, transfer_syntax_uid)
@@ -129,7 +119,7 @@ def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_ui
     syntax = _syntax(transfer_syntax_uid)
     # The groups of all frames may be long; then those shared by them must do.
     for tags, budget in zip((_TAGS, _TAGS[:-1]), _BUDGETS, strict=True):
-        with _Stream(read_at, size, head, budget) as stream:
+        with HeaderStream(read_at, size, head, budget) as stream:
             try:
                 found = read_dataset(
                     stream,  # type: ignore[arg-type, unused-ignore]
@@ -138,10 +128,10 @@ def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_ui
                     stop_when=lambda tag, _vr, _length: tag in _PIXELS,
                     specific_tags=[pydicom.tag.Tag(t) for t in tags],
                 )
-            except (_OverBudget, *UNREADABLE):  # at an item's header pydicom says OSError for what the stream raised
+            except (OverBudget, *UNREADABLE):  # at an item's header pydicom says OSError for what the stream raised
                 if not stream.is_over_budget:
                     raise
-                if stream.reads > _MOST_READS:
+                if stream.has_too_many_pieces:
                     break
             else:
                 _check_lengths(found)
@@ -160,76 +150,13 @@ def _check_lengths(ds: Dataset) -> None:
             raise _too_long()
 
 
-class _OverBudget(Exception):
-    pass
-
-
-class _Stream:
-    """A file for pydicom that raises where the data ends within an element: half a value would pass for a whole one.
-
-    It reads `budget` bytes at most, in no more than `most_reads` pieces (`_MOST_READS` where none is given). Once it
-    has turned out to be heavy, only one such is read at a time, until it is closed.
-    """
-
-    def __init__(self, read_at: ReadAt, size: int, head: bytes, budget: int, most_reads: int | None = None) -> None:
-        self._read_at = read_at
-        self._size = size
-        self._budget = budget
-        self._light_above = budget - _LIGHT
-        self._most_reads = _MOST_READS if most_reads is None else most_reads
-        self._may_wait = most_reads is None  # a part of a header is read under what the whole has taken
-        self._is_heavy = False
-        self._window, self._window_at = head, 0
-        self._position = 0
-        self._at_end = False
-        self.is_over_budget = False
-        self.reads = 0
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_heavy:
-            _HEAVY.release()
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = max(0, offset + (0, self._position, self._size)[whence])
-        return self._position
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        rest = max(0, self._size - self._position)
-        count = rest if size is None or size < 0 else min(size, rest)
-        self._budget -= count
-        self.reads += 1
-        if self._budget < 0 or self.reads > self._most_reads:
-            self.is_over_budget = True
-            raise _OverBudget
-        if self._may_wait and not self._is_heavy and (self._budget < self._light_above or self.reads > _LIGHT_READS):
-            self._is_heavy = _HEAVY.acquire()
-        begin = self._position - self._window_at
-        if begin < 0 or begin + count > len(self._window):
-            self._window, self._window_at = self._read_at(max(count, _HEAD), self._position), self._position
-            begin = 0
-        data = self._window[begin : begin + count]
-        self._position += len(data)
-        if size and size > 0 and len(data) < size:
-            # Only where the next tag would begin, once, may nothing be left.
-            if data or self._at_end:
-                raise EOFError
-            self._at_end = True
-        return data
-
-
 def _inflate(read_at: ReadAt, size: int) -> tuple[ReadAt, int]:
     """Inflate the head of a deflated data set (PS3.5 A.5), and count the rest."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     kept, length, position, pending = bytearray(), 0, 0, b""
     while not inflater.eof:
         if not pending:
-            pending = read_at(_HEAD, position)
+            pending = read_at(HEAD, position)
             position += len(pending)
         piece = inflater.decompress(pending, 1 << 20)
         pending = inflater.unconsumed_tail
@@ -266,7 +193,7 @@ def _has_delimiter(read_at: ReadAt, start: int, size: int) -> bool:
     """Look for a sequence delimiter, from the end backwards: it lies there, or nowhere."""
     position = size
     while position > start:
-        before, position = position, max(start, position - _HEAD)
+        before, position = position, max(start, position - HEAD)
         if _SEQUENCE_DELIMITER in read_at(before - position + len(_SEQUENCE_DELIMITER) - 1, position):
             return True
     return False
@@ -316,7 +243,7 @@ def _first_items(ds: Dataset, name: str, most: int) -> Sequence[Dataset]:
         return list((ds.get(name) or ())[:most])
     value = raw.value or b""
     found: list[Dataset] = []
-    stream = _Stream(lambda count, at: value[at : at + count], len(value), value, 2 * len(value), _MOST_ITEM_READS)
+    stream = HeaderStream(lambda count, at: value[at : at + count], len(value), value, 2 * len(value), _MOST_ITEM_READS)
     characters = ds.original_character_set or "iso8859"
     while len(found) < most and stream.tell() < len(value):
         try:
@@ -324,7 +251,7 @@ def _first_items(ds: Dataset, name: str, most: int) -> Sequence[Dataset]:
                 stream,  # type: ignore[arg-type, unused-ignore]
                 raw.is_implicit_VR, raw.is_little_endian, characters,
             )  # fmt: skip
-        except (_OverBudget, *UNREADABLE):
+        except (OverBudget, *UNREADABLE):
             if stream.is_over_budget:
                 raise _too_long() from None
             raise

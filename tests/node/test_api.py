@@ -30,6 +30,7 @@ from node.settings import Api, Dispatch
 from node.spool import Spool
 from tests.authority import Authority
 from tests.node.making import SERIES, files_below, instance, seal, seg
+from tests.node.stowing import wait_for
 from tests.peers import real_data
 
 TOKEN = "worker token"
@@ -113,6 +114,7 @@ def test_a_tls_handshake_that_does_not_begin_is_ended(tmp_path: Path, monkeypatc
 
     server = HttpServer(app, "127.0.0.1", 0, "api", pytest.fail, tls)
     server.start()
+    wait_for(server.url)
     try:
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 5) as silent:
             start = time.monotonic()

@@ -18,6 +18,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from node import header as header_module
+from node import headerstream
 from node.errors import InvalidInstance
 from node.header import read_identity
 from node.records import Header
@@ -159,7 +160,7 @@ def lean() -> Dataset:
 
 
 def test_a_header_of_items_without_number_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(header_module, "_MOST_READS", 1000)
+    monkeypatch.setattr(headerstream, "_MOST_READS", 1000)
     item = b"\xfe\xff\x00\xe0\0\0\0\0"
     bomb = b"\x18\0\x12\0\xff\xff\xff\xff" + item * 2000
     with pytest.raises(InvalidInstance, match="header is too long"):
@@ -204,15 +205,15 @@ def test_a_value_of_a_million_numbers_is_refused() -> None:
 def test_heavy_headers_are_read_one_at_a_time_and_light_ones_beside_them() -> None:
     heavy = with_element(lean(), b"\xe0\x7f\x10\0", implicit(0x5200, 0x9230, ITEM * 40_000))
     light = nested_bytes(EXPLICIT)
-    with ThreadPoolExecutor(2) as pool, header_module._HEAVY:
+    with ThreadPoolExecutor(2) as pool, headerstream._HEAVY:
         waiting = [pool.submit(read_identity, heavy, uid.ImplicitVRLittleEndian)]
         assert pool.submit(read_identity, light, EXPLICIT).result(10).header.rows == 16
         assert not waiting[0].done()
-        header_module._HEAVY.release()
+        headerstream._HEAVY.release()
         try:
             assert waiting[0].result(10).header.rows == 16
         finally:
-            assert header_module._HEAVY.acquire(timeout=1), "it was given back"
+            assert headerstream._HEAVY.acquire(timeout=1), "it was given back"
 
 
 @pytest.mark.parametrize("name", ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"])
