@@ -32,6 +32,8 @@ SOP_CLASS_UID = "1.2.840.10008.1.20.1"
 SOP_INSTANCE_UID = "1.2.840.10008.1.20.1.1"  # the one, well-known instance (PS3.4 J.3.5)
 _REFERENCE = ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")
 _REQUEST = 1  # the only Action Type (J.3.2.1.1)
+# Items beside the references that a request may hold, as of Referenced Performed Procedure Step Sequence.
+_OTHER_ITEMS = 16
 # Event Types (J.3.3.1.1).
 _ALL_SAFE, _FAILURES_EXIST = 1, 2
 
@@ -105,7 +107,7 @@ class StorageCommitment:
             raise Refusal(statuses.NO_SUCH_SOP_INSTANCE, "it is not the well-known SOP Instance")
         if operation.action_type != _REQUEST:
             raise Refusal(statuses.NO_SUCH_ACTION, "Action Type ID must be 1")
-        ds = operation.data_set()
+        ds = operation.data_set(self.rules.max_references + _OTHER_ITEMS)
         transaction_uid = uid(ds, "TransactionUID", statuses.INVALID_ARGUMENT_VALUE)
         asked = items(ds, "ReferencedSOPSequence")
         if not asked:

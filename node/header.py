@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import pydicom
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_sequence_item
 from pydicom.uid import UID
 
 from node.errors import InvalidInstance
+from node.headerstream import HEAD, HeaderStream, OverBudget, ReadAt
 from node.identity import Identity, clean, finite
 from node.records import Header, is_uid
 from node.scan import read_plain
@@ -23,24 +25,23 @@ from node.scan import read_plain
 # A peer's slightly invalid values are kept as they are; they must not cost a warning per image.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-ReadAt = Callable[[int, int], bytes]
-
-# Read at once: the header of a classic image is shorter.
-_HEAD = 32768
 # A deflated data set may not grow beyond the first; its header must end within the second.
 _MAX_INFLATED = 1 << 32
 _INFLATED_HEAD = 16 << 20
 # Bytes that a first and a second reading may take, the second without the groups of each frame.
 _BUDGETS = (16 << 20, 64 << 20)
-# Pieces that one reading may ask for: an element or item takes one or two, and pydicom some 10 µs for each. The groups
-# of 20 000 frames need fewer.
-_MOST_READS = 2_000_000
+# Pieces of the items that are looked into: a group has some hundred elements.
+_MOST_ITEM_READS = 20_000
+# Contrast agents that are named, and bytes of a value; the longest in explicit VR (PS3.5 section 7.1.2).
+_MOST_AGENTS = 16
+_LONGEST_VALUE = 65534
 # What pydicom raises over bytes that are no data set; OSError is its word for an end within a tag.
 UNREADABLE = (
     InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, TypeError, KeyError, AttributeError,
     IndexError, OverflowError, NotImplementedError, struct.error, RecursionError, zlib.error,
 )  # fmt: skip
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_SEQUENCES = frozenset({0x00180012, 0x52009229, 0x52009230})
 _UNDEFINED = 0xFFFFFFFF
 _SEQUENCE_DELIMITER = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
 _TAGS: list[Any] = [
@@ -79,7 +80,7 @@ def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
     try:
         if syntax.is_deflated:
             read_at, size = _inflate(read_at, size)
-        head = read_at(_HEAD, 0)
+        head = read_at(HEAD, 0)
         plain = read_plain(head, size, implicit=syntax.is_implicit) if syntax.is_little_endian else None
         if plain is None:
             plain = _read_thoroughly(read_at, size, head, transfer_syntax_uid)
@@ -118,72 +119,35 @@ def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_ui
     syntax = _syntax(transfer_syntax_uid)
     # The groups of all frames may be long; then those shared by them must do.
     for tags, budget in zip((_TAGS, _TAGS[:-1]), _BUDGETS, strict=True):
-        stream = _Stream(read_at, size, head, budget)
-        try:
-            found = read_dataset(
-                stream,  # type: ignore[arg-type, unused-ignore]
-                is_implicit_VR=syntax.is_implicit,
-                is_little_endian=syntax.is_little_endian,
-                stop_when=lambda tag, _vr, _length: tag in _PIXELS,
-                specific_tags=[pydicom.tag.Tag(t) for t in tags],
-            )
-        except (_OverBudget, *UNREADABLE):  # at an item's header pydicom says OSError for whatever the stream raised
-            if not stream.is_over_budget:
-                raise
-            if stream.reads > _MOST_READS:
-                break
-        else:
-            return _identity(found), stream.tell()
-    raise InvalidInstance("the header is too long", "the sending system must mend it")
+        with HeaderStream(read_at, size, head, budget) as stream:
+            try:
+                found = read_dataset(
+                    stream,  # type: ignore[arg-type, unused-ignore]
+                    is_implicit_VR=syntax.is_implicit,
+                    is_little_endian=syntax.is_little_endian,
+                    stop_when=lambda tag, _vr, _length: tag in _PIXELS,
+                    specific_tags=[pydicom.tag.Tag(t) for t in tags],
+                )
+            except (OverBudget, *UNREADABLE):  # at an item's header pydicom says OSError for what the stream raised
+                if not stream.is_over_budget:
+                    raise
+                if stream.has_too_many_pieces:
+                    break
+            else:
+                _check_lengths(found)
+                return _identity(found), stream.tell()
+    raise _too_long()
 
 
-class _OverBudget(Exception):
-    pass
+def _too_long() -> InvalidInstance:
+    return InvalidInstance("the header is too long", "the sending system must mend it")
 
 
-class _Stream:
-    """A file for pydicom that raises where the data ends within an element: half a value would pass for a whole one.
-
-    It reads `budget` bytes at most, in no more than `_MOST_READS` pieces.
-    """
-
-    def __init__(self, read_at: ReadAt, size: int, head: bytes, budget: int) -> None:
-        self._read_at = read_at
-        self._size = size
-        self._budget = budget
-        self._window, self._window_at = head, 0
-        self._position = 0
-        self._at_end = False
-        self.is_over_budget = False
-        self.reads = 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = max(0, offset + (0, self._position, self._size)[whence])
-        return self._position
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        rest = max(0, self._size - self._position)
-        count = rest if size is None or size < 0 else min(size, rest)
-        self._budget -= count
-        self.reads += 1
-        if self._budget < 0 or self.reads > _MOST_READS:
-            self.is_over_budget = True
-            raise _OverBudget
-        begin = self._position - self._window_at
-        if begin < 0 or begin + count > len(self._window):
-            self._window, self._window_at = self._read_at(max(count, _HEAD), self._position), self._position
-            begin = 0
-        data = self._window[begin : begin + count]
-        self._position += len(data)
-        if size and size > 0 and len(data) < size:
-            # Only where the next tag would begin, once, may nothing be left.
-            if data or self._at_end:
-                raise EOFError
-            self._at_end = True
-        return data
+def _check_lengths(ds: Dataset) -> None:
+    """Refuse a value, not of a sequence, that pydicom would take apart into a million numbers."""
+    for element in ds.values():
+        if isinstance(element, RawDataElement) and element.tag not in _SEQUENCES and element.length > _LONGEST_VALUE:
+            raise _too_long()
 
 
 def _inflate(read_at: ReadAt, size: int) -> tuple[ReadAt, int]:
@@ -192,7 +156,7 @@ def _inflate(read_at: ReadAt, size: int) -> tuple[ReadAt, int]:
     kept, length, position, pending = bytearray(), 0, 0, b""
     while not inflater.eof:
         if not pending:
-            pending = read_at(_HEAD, position)
+            pending = read_at(HEAD, position)
             position += len(pending)
         piece = inflater.decompress(pending, 1 << 20)
         pending = inflater.unconsumed_tail
@@ -229,7 +193,7 @@ def _has_delimiter(read_at: ReadAt, start: int, size: int) -> bool:
     """Look for a sequence delimiter, from the end backwards: it lies there, or nowhere."""
     position = size
     while position > start:
-        before, position = position, max(start, position - _HEAD)
+        before, position = position, max(start, position - HEAD)
         if _SEQUENCE_DELIMITER in read_at(before - position + len(_SEQUENCE_DELIMITER) - 1, position):
             return True
     return False
@@ -259,15 +223,49 @@ def _numbers(ds: Dataset, name: str, count: int) -> tuple[float, ...]:
 def _functional_group(ds: Dataset, macro: str) -> Dataset:
     """Return the macro's first item, from the shared groups or else the first frame (PS3.3 C.7.6.16)."""
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in (ds.get(groups) or ())[:1]:
-            for item in (group.get(macro) or ())[:1]:
+        for group in _first_items(ds, groups, 1):
+            for item in _first_items(group, macro, 1):
+                _check_lengths(item)
                 return item
     return Dataset()
 
 
+def _first_items(ds: Dataset, name: str, most: int) -> Sequence[Dataset]:
+    """Return the first items of a sequence, without building those after them.
+
+    Raises
+    ------
+    InvalidInstance
+        They hold too much.
+    """
+    raw = ds.get_item(name) if name in ds else None
+    if not isinstance(raw, RawDataElement) or raw.VR not in (None, "SQ", "UN"):
+        return list((ds.get(name) or ())[:most])
+    value = raw.value or b""
+    found: list[Dataset] = []
+    stream = HeaderStream(lambda count, at: value[at : at + count], len(value), value, 2 * len(value), _MOST_ITEM_READS)
+    characters = ds.original_character_set or "iso8859"
+    while len(found) < most and stream.tell() < len(value):
+        try:
+            item = read_sequence_item(
+                stream,  # type: ignore[arg-type, unused-ignore]
+                raw.is_implicit_VR, raw.is_little_endian, characters,
+            )  # fmt: skip
+        except (OverBudget, *UNREADABLE):
+            if stream.is_over_budget:
+                raise _too_long() from None
+            raise
+        if stream.is_over_budget:
+            raise _too_long()
+        if item is None:
+            break
+        found.append(item)
+    return found
+
+
 def _identity(ds: Dataset) -> Identity:
     image_type = ds.get("ImageType") or ()
-    agents = [_text(item, "CodeMeaning") for item in ds.get("ContrastBolusAgentSequence") or ()]
+    agents = [_text(item, "CodeMeaning") for item in _first_items(ds, "ContrastBolusAgentSequence", _MOST_AGENTS)]
     orientation = _numbers(ds, "ImageOrientationPatient", 6) or _numbers(
         _functional_group(ds, "PlaneOrientationSequence"), "ImageOrientationPatient", 6
     )

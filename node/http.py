@@ -15,23 +15,42 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from node.errors import ConfigurationError
 from node.settings import Api
 
-# The head of a request must have come within this time from the connection, or from the answer before it.
+# The head of a request must have come within this time from the connection, or from the answer before it; so must the
+# TLS handshake, before which no protocol of ours sees the connection.
 HEAD_S = 10.0
 # Connections to one port. More are closed at once: each costs a file, and C-STORE needs files too.
 MAX_CONNECTIONS = 256
+# What of them one address may have.
+_SHARE = 4
+
+
+class PunctualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose servers end a TLS handshake in `HEAD_S`: asyncio's 60 s cannot be set through uvicorn."""
+
+    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
+        """Listen as asyncio does."""
+        if options.get("ssl") is not None:
+            options = {"ssl_handshake_timeout": HEAD_S, "ssl_shutdown_timeout": HEAD_S, **options}
+        return await super().create_server(*args, **options)
 
 
 class _Punctual(H11Protocol):
-    """uvicorn's protocol with a deadline for the head of each request, which it has not, and a bounded number."""
+    """uvicorn's protocol with a deadline for the head of each request, which it has not, and bounded numbers."""
 
     _head_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS or self._neighbours() > max(1, MAX_CONNECTIONS // _SHARE):
             transport.abort()
         self._await_head()
+
+    def _neighbours(self) -> int:
+        """How many connections its address has, this one among them."""
+        address = self.client and self.client[0]
+        ours = (other.client for other in self.connections if isinstance(other, _Punctual))
+        return sum(client is not None and client[0] == address for client in ours)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._head_due is not None:
@@ -78,6 +97,7 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             http=_Punctual,
+            loop="node.http:PunctualLoop",
             ws="none",
             log_config=None,
             access_log=False,

@@ -81,6 +81,7 @@ class Door:
             commitment or StorageCommitment(ledger, spool, Commitment(), now=now),
             ProcedureSteps(ledger, changed, now),
             settings.max_message_mb * 1_000_000,
+            self.reception.is_short_of_disk,
         )
         self._server: Gate | StockServer | None = None
         self._tls: ServerTls | None = None

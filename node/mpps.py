@@ -22,6 +22,8 @@ from node.records import is_uid
 log = logging.getLogger(__name__)
 
 SOP_CLASS_UID = "1.2.840.10008.3.1.2.3.3"
+# Steps that are IN PROGRESS, of one calling AE and in all. A scanner has one or two; forgotten ones go with retention.
+MOST_OPEN_OF_ONE, MOST_OPEN = 1000, 10_000
 _IMAGES = ("ReferencedImageSequence", "ReferencedNonImageCompositeSOPInstanceSequence")
 _DATE, _TIME = re.compile(r"[0-9]{8}"), re.compile(r"[0-9]{2}([0-9]{2}){0,2}(\.[0-9]{1,6})?")
 
@@ -59,6 +61,9 @@ class ProcedureSteps:
             raise Refusal(statuses.MISSING_ATTRIBUTE, "ScheduledStepAttributesSequence is missing or empty")
         studies = dict.fromkeys(uid(item, "StudyInstanceUID", statuses.INVALID_ATTRIBUTE_VALUE) for item in scheduled)
         now, origin = self._now(), operation.origin
+        of_one, of_all = self._ledger.open_steps(origin.calling_ae)
+        if of_one >= MOST_OPEN_OF_ONE or of_all >= MOST_OPEN:
+            raise Refusal(statuses.RESOURCE_LIMITATION, "too many procedure steps are IN PROGRESS already")
         step = ProcedureStep(
             sop_uid=sop_uid, calling_ae=origin.calling_ae, peer=origin.address, state=StepState.IN_PROGRESS,
             study_uids=tuple(studies), started=_moment(ds, "Start"), ended="", created_at=now, updated_at=now,

@@ -14,7 +14,13 @@ from pydicom.uid import UID
 from node import statuses
 from node.header import UNREADABLE
 from node.incoming import Origin
+from node.nesting import TooManyPieces, check_nesting
 from node.records import is_uid
+
+# Items in all sequences of one request: a procedure step with 36 000 images fills the largest message of the defaults.
+MOST_ITEMS = 40_000
+# No value that is asked for here is longer, and a UID of megabytes would be taken apart into thousands.
+_LONGEST_TEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -53,19 +59,28 @@ class Operation:
     transfer_syntax_uid: str
     data: bytes | None
 
-    def data_set(self) -> Dataset:
+    def data_set(self, most_items: int = MOST_ITEMS) -> Dataset:
         """Read the data set, which must be whole: of a UID that is cut short another object would be meant.
 
         Raises
         ------
         Refusal
-            It cannot be read, or ends too early.
+            It cannot be read, ends too early, or holds more than `most_items` items in its sequences.
         """
         syntax = UID(self.transfer_syntax_uid)
         data = self.data or b""
+        implicit, little_endian = syntax.is_implicit_VR, syntax.is_little_endian
+        try:
+            check_nesting(data, implicit=implicit, little_endian=little_endian, most_items=most_items)
+        except TooManyPieces as error:
+            raise Refusal(
+                statuses.RESOURCE_LIMITATION, f"more than {most_items} items, or too many elements"
+            ) from error
+        except ValueError as error:
+            raise Refusal(statuses.PROCESSING_FAILURE, "the data set cannot be read") from error
         file, ds, end = BytesIO(data), Dataset(), 0
         try:
-            for element in data_element_generator(file, syntax.is_implicit_VR, syntax.is_little_endian):
+            for element in data_element_generator(file, implicit, little_endian):
                 if isinstance(element, RawDataElement) and len(element.value or b"") != element.length:
                     raise EOFError
                 ds[element.tag] = element
@@ -102,6 +117,9 @@ class Body:
 
 def text(ds: Dataset, keyword: str) -> str:
     """Return an attribute's value as text without padding; empty where it is absent, empty or of another kind."""
+    raw = ds.get_item(keyword) if keyword in ds else None
+    if isinstance(raw, RawDataElement) and raw.length > _LONGEST_TEXT:
+        return ""
     try:
         value = ds.get(keyword)
     except UNREADABLE:

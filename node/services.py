@@ -27,13 +27,22 @@ class Services:
     ----------
     limit
         Bytes that the data set of one operation may have.
+    is_short_of_disk
+        Asked before an operation that adds to the ledger.
     reports
         What `node.event_reports` brings to the associations that asked; None: nothing.
     """
 
-    def __init__(self, performers: Performers, limit: int, reports: StorageCommitment | None = None) -> None:
+    def __init__(
+        self,
+        performers: Performers,
+        limit: int,
+        reports: StorageCommitment | None = None,
+        is_short_of_disk: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._performers = performers
         self._limit = limit
+        self._is_short_of_disk = is_short_of_disk
         self.reports = reports
 
     def performs(self, sop_class_uid: str, field: int) -> bool:
@@ -50,6 +59,9 @@ class Services:
         try:
             if operation.data is None:
                 raise Refusal(statuses.RESOURCE_LIMITATION, "the data set is over listener.max_message_mb")
+            # What ends a procedure step that is known is taken: it costs little, and a scanner may say it only once.
+            if operation.field in (N_ACTION_RQ, N_CREATE_RQ) and self._is_short_of_disk():
+                raise Refusal(statuses.RESOURCE_LIMITATION, "less disk is free than listener.free_floor_mb")
             return self._performers[operation.sop_class_uid, operation.field](operation)
         except Refusal as refusal:
             outcome = refusal.outcome
@@ -66,7 +78,9 @@ class Services:
         return outcome
 
 
-def services(storage_commitment: StorageCommitment, steps: ProcedureSteps, limit: int) -> Services:
+def services(
+    storage_commitment: StorageCommitment, steps: ProcedureSteps, limit: int, is_short_of_disk: Callable[[], bool]
+) -> Services:
     """Return all services of the node; `limit` in bytes."""
     return Services(
         {
@@ -76,4 +90,5 @@ def services(storage_commitment: StorageCommitment, steps: ProcedureSteps, limit
         },
         limit,
         storage_commitment,
+        is_short_of_disk,
     )

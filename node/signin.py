@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import re
@@ -23,6 +24,8 @@ SESSION_S = 12 * 3600.0
 ATTEMPTS_PER_MINUTE = 10
 STOW_PATH = "/dicom-web"
 _FORM_BYTES = 8192
+# Within this the fields of a form must have come.
+FORM_S = 10.0
 _SESSIONS = 1000
 _CLIENTS = 10_000
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]{1,5}))?")
@@ -100,10 +103,14 @@ def form(work: Callable[[Request, dict[str, str]], Response]) -> Callable[[Reque
         if urlsplit(request.headers.get("origin", "")).netloc != request.headers.get("host"):
             raise HTTPException(403, "The form was sent from another site, or a proxy changed the Host header.")
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _FORM_BYTES:
-                raise HTTPException(413, "The form is too large.")
+        try:
+            async with asyncio.timeout(FORM_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > _FORM_BYTES:
+                        raise HTTPException(413, "The form is too large.")
+        except TimeoutError:
+            raise HTTPException(408, "The form did not come whole in time.", {"Connection": "close"}) from None
         return await run_in_threadpool(work, request, dict(parse_qsl(body.decode("utf-8", "replace"))))
 
     return endpoint

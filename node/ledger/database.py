@@ -31,6 +31,11 @@ _WRITE = "pennode_write"
 _ADVISORY_LOCK = 7266363
 # In bytes: what SQLite lets its log grow to before it writes it back, a thousand pages.
 _LOG_LENGTH = 1000 * 4096
+# A connection whose other end has gone without a word, in s and ms: without these a C-STORE waits for hours.
+_KEEPALIVE = {
+    "keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}  # fmt: skip
 # What a database raises when it is away or broken; anything else is a fault of ours.
 _AWAY = (OperationalError, InterfaceError, InternalError)
 
@@ -53,7 +58,8 @@ class Database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             options: dict[str, Any] = {"connect_args": {"timeout": 30}}
             if not self.is_sqlite:
-                options = {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True}
+                chosen = {name: value for name, value in _KEEPALIVE.items() if name not in parsed.query}
+                options = {"connect_args": {"connect_timeout": 10, **chosen}, "pool_pre_ping": True}
             # Values of a statement are headers: they stay out of error texts.
             self.engine: Engine = create_engine(parsed, hide_parameters=True, **options)
         except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:

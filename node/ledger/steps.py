@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from node.ledger.database import Database
 from node.ledger.moves import write_journal
@@ -67,6 +67,16 @@ class Steps:
             connection.execute(insert(procedure_step).values(**values))
             _replace_series(connection, step.sop_uid, images)
         return True
+
+    def open_steps(self, calling_ae: str) -> tuple[int, int]:
+        """Return how many steps are IN PROGRESS: those of one calling AE, and all."""
+        step = procedure_step.c
+        query = select(func.count().filter(step.calling_ae == calling_ae), func.count()).where(
+            step.state == StepState.IN_PROGRESS.value
+        )
+        with self._db.read() as connection:
+            of_one, of_all = connection.execute(query).one()
+        return of_one, of_all
 
     def change_step(
         self, sop_uid: str, state: StepState | None, images: Mapping[str, frozenset[str]] | None, ended: str, now: float

@@ -6,16 +6,21 @@ import contextlib
 import hashlib
 import io
 import json
+import socket
+import ssl
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pydicom
 import pytest
 from pydicom import uid
 
+from node import http as node_http
 from node.api import WorkerApi, create_app
 from node.bundle import pack_result, tar_stream
 from node.http import HttpServer
@@ -23,7 +28,9 @@ from node.ledger import Ledger
 from node.records import JobState
 from node.settings import Api, Dispatch
 from node.spool import Spool
+from tests.authority import Authority
 from tests.node.making import SERIES, files_below, instance, seal, seg
+from tests.node.stowing import wait_for
 from tests.peers import real_data
 
 TOKEN = "worker token"
@@ -93,6 +100,30 @@ def bundle(*objects: tuple[str, str, bytes], **facts) -> bytes:
 
 def good() -> bytes:
     return bundle(("2.25.77", SEG, seg()))
+
+
+def test_a_tls_handshake_that_does_not_begin_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_http, "HEAD_S", 2.0)
+    authority = Authority(tmp_path / "ca")
+    own = authority.issue("localhost")
+    tls = Api(port=0, tls_certificate=own.certificate, tls_key=own.key)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    server = HttpServer(app, "127.0.0.1", 0, "api", pytest.fail, tls)
+    server.start()
+    wait_for(server.url)
+    try:
+        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 5) as silent:
+            start = time.monotonic()
+            assert httpx.get(server.url, verify=ssl.create_default_context(cafile=authority.certificate)).is_success
+            silent.settimeout(20)
+            assert silent.recv(1) == b""
+            assert time.monotonic() - start < 15, "asyncio alone would give it 60 s"
+    finally:
+        server.stop()
 
 
 def test_without_the_token_nothing_is_told(site: Site) -> None:

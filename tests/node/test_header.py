@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from node import header as header_module
+from node import headerstream
 from node.errors import InvalidInstance
 from node.header import read_identity
 from node.records import Header
@@ -144,12 +148,72 @@ def test_wherever_the_groups_of_all_frames_are_too_long_those_shared_are_read(mo
         assert read(data, EXPLICIT).header.pixel_spacing == (0.25, 0.75)
 
 
+def hex_of(tag: object) -> str:
+    return f"{tag[0]:04X}{tag[1]:04X}" if isinstance(tag, tuple) else ""
+
+
+def lean() -> Dataset:
+    """An image without a spacing of its own, so that the groups are looked into."""
+    ds = mr()
+    del ds.PixelSpacing
+    return ds
+
+
 def test_a_header_of_items_without_number_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(header_module, "_MOST_READS", 1000)
+    monkeypatch.setattr(headerstream, "_MOST_READS", 1000)
     item = b"\xfe\xff\x00\xe0\0\0\0\0"
     bomb = b"\x18\0\x12\0\xff\xff\xff\xff" + item * 2000
     with pytest.raises(InvalidInstance, match="header is too long"):
         read(bomb, uid.ImplicitVRLittleEndian)
+
+
+ITEM = b"\xfe\xff\x00\xe0\0\0\0\0"
+
+
+def implicit(group: int, element: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", group, element, len(value)) + value
+
+
+def with_element(ds: Dataset, at: bytes, added: bytes) -> bytes:
+    data = encoded(ds, uid.ImplicitVRLittleEndian)
+    return data.replace(at, added + at, 1)
+
+
+@pytest.mark.parametrize("tag", [(0x5200, 0x9229), (0x5200, 0x9230), (0x0018, 0x0012)], ids=hex_of)
+def test_of_a_sequence_without_end_only_the_first_items_are_built(tag: tuple[int, int]) -> None:
+    before = b"\x18\0\x15\0" if tag[0] == 0x18 else b"\xe0\x7f\x10\0"
+    data = with_element(lean(), before, implicit(*tag, ITEM * 100_000))
+    begin = time.process_time()
+    assert read(data, uid.ImplicitVRLittleEndian).header.rows == 16
+    assert time.process_time() - begin < 0.5, "pydicom takes 3 s for all of them"
+
+
+def test_a_first_item_that_holds_too_much_is_refused() -> None:
+    within = struct.pack("<HHL", 0x0028, 0x9110, 0xFFFFFFFF) + ITEM * 100_000 + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    group = ITEM[:4] + struct.pack("<L", len(within)) + within
+    data = with_element(lean(), b"\xe0\x7f\x10\0", implicit(0x5200, 0x9229, group))
+    with pytest.raises(InvalidInstance, match="header is too long"):
+        read(data, uid.ImplicitVRLittleEndian)
+
+
+def test_a_value_of_a_million_numbers_is_refused() -> None:
+    data = with_element(lean(), b"\xe0\x7f\x10\0", implicit(0x0028, 0x0030, b"1\\" * 500_000))
+    with pytest.raises(InvalidInstance, match="header is too long"):
+        read(data, uid.ImplicitVRLittleEndian)
+
+
+def test_heavy_headers_are_read_one_at_a_time_and_light_ones_beside_them() -> None:
+    heavy = with_element(lean(), b"\xe0\x7f\x10\0", implicit(0x5200, 0x9230, ITEM * 40_000))
+    light = nested_bytes(EXPLICIT)
+    with ThreadPoolExecutor(2) as pool, headerstream._HEAVY:
+        waiting = [pool.submit(read_identity, heavy, uid.ImplicitVRLittleEndian)]
+        assert pool.submit(read_identity, light, EXPLICIT).result(10).header.rows == 16
+        assert not waiting[0].done()
+        headerstream._HEAVY.release()
+        try:
+            assert waiting[0].result(10).header.rows == 16
+        finally:
+            assert headerstream._HEAVY.acquire(timeout=1), "it was given back"
 
 
 @pytest.mark.parametrize("name", ["SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,20 @@ def test_a_stopped_postgresql_is_unavailable_and_then_works_again(tmp_path_facto
         finally:
             ledger.close()
             subprocess.run([*control, "stop", "-m", "fast"], check=True)
+
+
+def test_a_connection_to_postgresql_notices_that_its_other_end_has_gone(migrated_postgresql: str) -> None:
+    ledger = Ledger(migrated_postgresql.replace("postgresql://", "postgresql+psycopg://", 1))
+    with ledger._db.engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        with socket.fromfd(driver.pgconn.socket, socket.AF_INET, socket.SOCK_STREAM) as end:
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            found = [
+                end.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            ]
+    ledger.close()
+    assert found == [30, 10, 3, 30_000]
 
 
 # -- instances

@@ -85,7 +85,10 @@ def test_held_is_what_was_received(any_ledger: Ledger) -> None:
 
 def test_a_step_is_made_once_and_changed_until_it_has_ended(any_ledger: Ledger) -> None:
     images = {SERIES: frozenset({"1.2.1"})}
+    assert any_ledger.open_steps(STEP.calling_ae) == (0, 0)
     assert any_ledger.create_step(STEP, images)
+    assert any_ledger.open_steps(STEP.calling_ae) == (1, 1)
+    assert any_ledger.open_steps("OTHER") == (0, 1)
     assert not any_ledger.create_step(replace(STEP, calling_ae="OTHER"), {})
     assert any_ledger.steps() == [STEP]
     assert any_ledger.change_step("1.2.8", None, {}, "", T0) is StepChange.UNKNOWN

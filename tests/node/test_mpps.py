@@ -12,7 +12,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 
-from node import statuses
+from node import mpps, statuses
 from node.assembly import Assembler
 from node.ledger import Ledger, StepState
 from node.listener import Door
@@ -105,6 +105,28 @@ def create(assoc, ds: Dataset, step: str | None = STEP) -> int:
 
 def change(assoc, ds: Dataset, step: str = STEP) -> Dataset:
     return assoc.send_n_set(ds, MPPS, step)[0]
+
+
+def test_below_the_disk_floor_nothing_begins_and_what_has_begun_ends(
+    port: int, spool: Spool, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with associated(port) as assoc:
+        assert create(assoc, begun()) == 0
+        monkeypatch.setattr(spool, "free_bytes", lambda: -1)
+        assert create(assoc, begun(), "1.2.3.501") == statuses.RESOURCE_LIMITATION
+        assert change(assoc, ended()).Status == 0
+    (step,) = ledger.steps()
+    assert step.state is StepState.COMPLETED
+
+
+@pytest.mark.parametrize("bound", ["MOST_OPEN_OF_ONE", "MOST_OPEN"])
+def test_steps_in_progress_are_bounded(bound: str, port: int, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpps, bound, 2)
+    with associated(port) as assoc:
+        assert [create(assoc, begun(), f"1.2.3.{n}") for n in range(500, 503)] == [0, 0, statuses.RESOURCE_LIMITATION]
+        assert change(assoc, ended(), "1.2.3.500").Status == 0
+        assert create(assoc, begun(), "1.2.3.502") == 0
+    assert len(ledger.steps()) == 3
 
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])

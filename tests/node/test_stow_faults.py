@@ -244,6 +244,7 @@ def test_a_request_may_take_longer_than_its_head_may(serve: Serve, monkeypatch: 
 def test_connections_beyond_the_limit_are_closed_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     site = serve()
     monkeypatch.setattr(node_http, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(node_http, "_SHARE", 1)
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(raw(site)) for _ in range(8)]
 
@@ -262,6 +263,20 @@ def test_connections_beyond_the_limit_are_closed_at_once(serve: Serve, monkeypat
         return False
 
     until(stores)
+
+
+def test_one_address_has_a_quarter_of_the_connections(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = serve()
+    monkeypatch.setattr(node_http, "MAX_CONNECTIONS", 16)
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(raw(site)) for _ in range(8)]
+        until(lambda: len(select.select(peers, [], [], 0)[0]) >= 4)
+        time.sleep(0.2)
+        assert len(select.select(peers, [], [], 0)[0]) in (4, 5), "four stay, one less if it still had the fixture's"
+        other = socket.create_connection(("127.0.0.1", site.port), 20, source_address=("127.0.0.9", 0))
+        with stack.enter_context(other) as peer:
+            peer.sendall(sized(related([ONE])))
+            assert answer(peer)[0] == 200
 
 
 def test_a_head_that_is_too_long_is_refused(serve: Serve) -> None:

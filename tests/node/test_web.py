@@ -3,6 +3,7 @@
 import contextlib
 import html
 import re
+import socket
 import threading
 import time
 import tomllib
@@ -14,6 +15,7 @@ import httpx
 import pytest
 import uvicorn
 
+from node import signin
 from node.callers import Caller
 from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
@@ -546,3 +548,19 @@ def test_what_peers_asked_and_announced_is_shown_with_what_to_do(site: Site) -> 
     assert "references" not in found["commitments"][1]
     assert found["steps"] == [{**step.to_json(), "study_uids": ["1.2.4"]}]
     assert len(short["commitments"]) == 1
+
+
+def test_a_form_whose_body_never_ends_is_answered_in_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signin, "FORM_S", 0.4)
+    host = site.url.removeprefix("http://")
+    with socket.create_connection((host.rpartition(":")[0], int(host.rpartition(":")[2])), 10) as peer:
+        head = f"POST /login HTTP/1.1\r\nHost: {host}\r\nOrigin: {site.url}\r\nContent-Length: 4000\r\n\r\n"
+        peer.sendall(head.encode() + b"token=")
+        start, said = time.monotonic(), b""
+        for _ in range(2):
+            time.sleep(0.1)
+            peer.sendall(b"x")  # a drip does not make it longer
+        while piece := peer.recv(65536):
+            said += piece
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - start < 5, "and the connection is closed"
