@@ -134,7 +134,7 @@ def read_command(encoded: bytes) -> dict[int, bytes]:
         elements[element] = encoded[8 : 8 + length]
         encoded = encoded[8 + length :]
     _insist(0x0100 in elements and 0x0800 in elements)
-    _insist(all(len(elements[e]) == 2 for e in (0x0100, 0x0110, 0x0800) if e in elements))
+    _insist(all(len(elements[e]) == 2 for e in (0x0100, 0x0110, 0x0120, 0x0800, 0x0900, 0x1008) if e in elements))
     return elements
 
 
