@@ -31,11 +31,11 @@ def check(data: bytes) -> None:
         return
     syntax, encoded = SYNTAXES[data[0] % len(SYNTAXES)], data[1:]
     if syntax.is_little_endian and not syntax.is_deflated:
-        quick = read_plain(encoded[: HEAD], len(encoded), implicit=syntax.is_implicit_VR)
+        quick = read_plain(encoded[:HEAD], len(encoded), implicit=syntax.is_implicit_VR)
         if quick is not None:
             try:
                 slow = header._read_thoroughly(
-                    lambda count, at: encoded[at : at + count], len(encoded), encoded[: HEAD], syntax
+                    lambda count, at: encoded[at : at + count], len(encoded), encoded[:HEAD], syntax
                 )
             except header.UNREADABLE as error:
                 raise AssertionError("pydicom cannot read what the quick scan could") from error
