@@ -125,16 +125,19 @@ class Association:
         except Refused as refused:
             log.warning("rejected an association with %s at %s: %s", self._origin.calling_ae, self.address, refused)
             return answers.rejection(*refused.answer)
-        most = self._settings.max_association_mb * 1_000_000
         while self._transfer():
-            if self._wire.received > most:
-                raise ProtocolViolation("more than listener.max_association_mb came over it", statuses.NOT_SPECIFIED)
-            until = _FOR_EVER if self._parser.in_pdu or self._parser.in_message else self._reports.due()
-            while not self._wire.receive(self._parser, until):
-                if report := self._reports.next(self._maximum):
-                    self._wire.send(report)
-                until = self._reports.due()
+            self._receive()
         return answers.release_response()
+
+    def _receive(self) -> None:
+        """Take what comes next; as long as nothing does, send the reports that are owed."""
+        until = _FOR_EVER if self._parser.in_pdu or self._parser.in_message else self._reports.due()
+        while not self._wire.receive(self._parser, until):
+            if report := self._reports.next(self._maximum):
+                self._wire.send(report)
+            until = self._reports.due()
+        if self._wire.received > self._settings.max_association_mb * 1_000_000:
+            raise ProtocolViolation("more than listener.max_association_mb came over it", statuses.NOT_SPECIFIED)
 
     def _await_request(self) -> Request:
         while True:

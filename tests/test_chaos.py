@@ -80,7 +80,9 @@ def test_killed_in_the_middle_every_acknowledged_series_is_delivered_once(
     dice = random.Random(20)
     with site(tmp_path, [("pacs", "PACS", port)], **HASTE) as here:
         # At a fixed address the node dies and comes back under a worker that goes on working.
-        here.environment["PENNODE_API_PORT"] = str(free_port())
+        here.environment["PENNODE_API_PORT"] = api = str(free_port())
+        # A worker that starts while the node is down must not look for the file that tells where it is.
+        here.environment["PENNODE_WORKER_NODE_URL"] = f"http://127.0.0.1:{api}"
         redis = None
         if broker == "redis":
             redis = redis_server(tmp_path / "redis")

@@ -151,12 +151,13 @@ def test_who_is_turned_away_for_any_reason_holds_no_place(open_door: OpenDoor) -
     until(lambda: ask(port, source="127.0.0.3")[0] == 2, 60)
 
 
+@pytest.mark.parametrize("last", [512, 440], ids=["longer than a buffer", "that may come in one read"])
 def test_an_association_that_brings_too_much_is_aborted(
-    open_door: OpenDoor, spool: Any, caplog: pytest.LogCaptureFixture
+    open_door: OpenDoor, spool: Any, caplog: pytest.LogCaptureFixture, last: int
 ) -> None:
     door, port = open_door(max_association_mb=1)
     with presend.associate(port, CONTEXTS, timeout=5) as guest:
-        for number, size in enumerate((400, 400, 512), start=1):
+        for number, size in enumerate((400, 400, last), start=1):
             sent = Sent(MR, f"1.2.3.10.{number}".encode(), EXPLICIT, encoded(mr(number, size=size)))
             guest.sendall(presend.message(sent, 1, 16384))
             kind, answer = read_pdu(guest)
