@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from node import statuses
 from node.commit import GroupCommit
@@ -189,26 +189,35 @@ class Reception:
             header=identity.header,
             association=incoming.origin.number,
         )
-        try:
-            return self._record(instance)
-        except PennodeError:
-            self._doubtful.append(path)
-            raise
+        return self._record(instance)
 
     def _record(self, instance: Instance) -> int:
         for _ in range(_MOST_TRIES):
-            answer = self._group.submit(instance)
+            with self._in_doubt(instance.path):
+                answer = self._group.submit(instance)
+            status: int | None = statuses.SUCCESS
             if isinstance(answer, PennodeError) or answer.receipt is not Receipt.NEW:
                 self._nothing_new(instance.association, instance.series_uid)
-            if isinstance(answer, PennodeError):
-                raise answer
-            status = statuses.SUCCESS if answer.receipt is Receipt.NEW else self._again(instance, answer)
+                if isinstance(answer, PennodeError):  # the file has gone already
+                    raise answer
+                if answer.receipt is Receipt.TOO_MANY:
+                    self._drop(instance.path)
+                    raise OutOfDisk(
+                        f"series {instance.series_uid} has listener.max_series_instances images",
+                        "raise it if this is no fault",
+                    )
+                with self._in_doubt(instance.path):
+                    status = self._again(instance, answer)
             if status is not None:
-                self._sweep()
-                return status
+                break
             # Retention took the other one meanwhile.
             self._joined(instance.association, instance.series_uid)
-        raise LedgerUnavailable("an object under the same UID comes and goes", "send it again")
+        else:
+            self._drop(instance.path)
+            raise LedgerUnavailable("an object under the same UID comes and goes", "send it again")
+        if self._doubtful:
+            self._sweep()
+        return status
 
     def _commit(self, batch: Sequence[Instance]) -> list[Recorded | PennodeError]:
         """Flush each folder once, and record all in one transaction."""
@@ -220,8 +229,7 @@ class Reception:
                 failed[series_uid] = error
         for one in batch:
             if one.series_uid in failed:
-                with contextlib.suppress(OutOfDisk):
-                    self._spool.remove(one.path)
+                self._drop(one.path)
         named = [one for one in batch if one.series_uid not in failed]
         answers = iter(self._ledger.record_all(named, self._settings.max_series_instances))
         outcomes: list[Recorded | PennodeError] = [failed.get(one.series_uid) or next(answers) for one in batch]
@@ -230,37 +238,50 @@ class Reception:
         return outcomes
 
     def _again(self, instance: Instance, held: Recorded) -> int | None:
-        """Keep or remove a file that the ledger did not take, and return the status for it; None: record it anew."""
-        if held.receipt is Receipt.TOO_MANY:
-            self._spool.remove(instance.path)
-            raise OutOfDisk(
-                f"series {instance.series_uid} has listener.max_series_instances images", "raise it if this is no fault"
-            )
+        """Keep or remove a file whose UID the ledger holds, and return the status for it; None: record it anew."""
+        # Where our name was free, the file was lost, or the ledger took ours before and could not say so.
+        there = held.path != instance.path
         try:
-            # Its name was free: the file was lost, or the ledger took this one before and could not say so.
-            lost = held.path == instance.path
-            same = not lost and self._spool.same(instance.path, held.path)
+            if there and self._spool.same(instance.path, held.path):
+                if held.path not in self._ledger.known_paths({held.path}):
+                    return None
+                self._spool.remove(instance.path)
+                return statuses.SUCCESS
+            # What lies there may have been damaged since, and ours is what came first.
+            intact = there and held.sha256 in ("", self._spool.sha256(held.path))
         except NotFound:
-            lost = True
-        else:
-            # What lies there may have been damaged since, and this one is what came first.
-            lost = lost or (not same and bool(held.sha256) and self._spool.sha256(held.path) != held.sha256)
-        if lost and held.sha256 in ("", self._spool.sha256(instance.path)):
+            there = intact = False
+        if not intact and held.sha256 in ("", self._spool.sha256(instance.path)):
             if not self._ledger.replace_file(instance, held):
                 return None
-            if held.path != instance.path:
-                self._spool.remove(held.path)
             log.warning("image %s was lost or damaged in the spool, and came again", instance.sop_uid)
+            if there:
+                self._drop(held.path)
             return statuses.SUCCESS
-        if not lost and same:
-            if held.path not in self._ledger.known_paths({held.path}):
-                return None
-            self._spool.remove(instance.path)
-            return statuses.SUCCESS
-        self._spool.remove(instance.path)
         self._ledger.note_conflict(instance, held.series_uid)
         log.warning("another object came under SOP Instance UID %s: the first is kept", instance.sop_uid)
+        self._spool.remove(instance.path)
         return statuses.DUPLICATE_SOP_INSTANCE
+
+    @contextlib.contextmanager
+    def _in_doubt(self, path: str) -> Iterator[None]:
+        """Have `_sweep` look after a file where an error leaves it open whether the ledger has it.
+
+        It keeps its name until then. What we removed ourselves must never come here: another receipt of the same UID
+        may have that name by then.
+        """
+        certain = False
+        try:
+            yield
+            certain = True
+        finally:
+            if not certain:
+                self._doubtful.append(path)
+
+    def _drop(self, path: str) -> None:
+        """Remove a file that does not count, now or when the disk allows it."""
+        with contextlib.suppress(OutOfDisk), self._in_doubt(path):
+            self._spool.remove(path)
 
     def _sweep(self) -> None:
         """Remove files whose way into the ledger ended in doubt, now that it answers, where they are not in it."""
@@ -269,7 +290,9 @@ class Reception:
             while True:
                 doubtful.add(self._doubtful.popleft())
         try:
-            for path in doubtful - self._ledger.known_paths(doubtful) if doubtful else ():
-                self._spool.remove(path)
-        except PennodeError:
+            unknown = doubtful - self._ledger.known_paths(doubtful)
+        except LedgerUnavailable:
             self._doubtful.extend(doubtful)
+        else:
+            for path in unknown:
+                self._drop(path)

@@ -34,8 +34,9 @@ class Prepared:
         try:
             return self.run_on(cursor, connection.dialect, *many)
         except connection.dialect.loaded_dbapi.Error as error:
+            text, _ = self._compiled[connection.dialect.name]
             raise DBAPIError.instance(
-                "", None, error, connection.dialect.loaded_dbapi.Error, hide_parameters=True,
+                text, None, error, connection.dialect.loaded_dbapi.Error, hide_parameters=True,
                 dialect=connection.dialect,
             ) from error  # fmt: skip
         finally:

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,8 +29,8 @@ def reception(ledger: Ledger, spool: Spool) -> Reception:
     return Reception(ledger, spool, Listener(free_floor_mb=0), nothing, nothing, lambda: None)
 
 
-def receive(reception: Reception, data: bytes) -> int:
-    incoming = reception.begin(ORIGIN, MR, f"{SERIES}.1", EXPLICIT)
+def receive(reception: Reception, data: bytes, number: int = 1) -> int:
+    incoming = reception.begin(ORIGIN, MR, f"{SERIES}.{number}", EXPLICIT)
     reception.append(incoming, [memoryview(data)])
     try:
         return reception.finish(incoming)
@@ -111,6 +112,32 @@ def test_what_a_ledger_that_was_away_left_lying_goes_when_it_is_back(
     monkeypatch.undo()
     assert receive(reception, data) == statuses.SUCCESS
     assert data_set(the_one(ledger, spool)) == data
+
+
+def test_a_name_that_was_freed_by_a_failure_is_not_swept_from_under_the_next(
+    reception: Reception, ledger: Ledger, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt has the name of the first; what comes between must not take its file for the first's."""
+
+    def fail(_relative: str) -> None:
+        raise OutOfDisk("no", "")
+
+    first, second = encoded(mr(1)), encoded(mr(2))
+    monkeypatch.setattr(spool, "flush_folder", fail)
+    assert receive(reception, first) == statuses.OUT_OF_RESOURCES
+    assert list(files_below(spool.root)) == []
+    monkeypatch.undo()
+    give_name = spool.give_name
+
+    def interrupted(*arguments: Any) -> str:
+        monkeypatch.undo()
+        path = give_name(*arguments)
+        assert receive(reception, second, 2) == statuses.SUCCESS
+        return path
+
+    monkeypatch.setattr(spool, "give_name", interrupted)
+    assert receive(reception, first) == statuses.SUCCESS
+    assert {data_set(spool.path(m.path)) for m in ledger.series_instances(SERIES)} == {first, second}
 
 
 def test_a_folder_whose_own_name_could_not_be_flushed_is_flushed_with_the_next_image(tmp_path: Path) -> None:
