@@ -189,35 +189,34 @@ class Reception:
             header=identity.header,
             association=incoming.origin.number,
         )
-        return self._record(instance)
+        status = self._record(instance)
+        if self._doubtful:
+            self._sweep()
+        return status
 
     def _record(self, instance: Instance) -> int:
         for _ in range(_MOST_TRIES):
             with self._in_doubt(instance.path):
                 answer = self._group.submit(instance)
-            status: int | None = statuses.SUCCESS
-            if isinstance(answer, PennodeError) or answer.receipt is not Receipt.NEW:
-                self._nothing_new(instance.association, instance.series_uid)
-                if isinstance(answer, PennodeError):  # the file has gone already
-                    raise answer
-                if answer.receipt is Receipt.TOO_MANY:
-                    self._drop(instance.path)
-                    raise OutOfDisk(
-                        f"series {instance.series_uid} has listener.max_series_instances images",
-                        "raise it if this is no fault",
-                    )
-                with self._in_doubt(instance.path):
-                    status = self._again(instance, answer)
+            if isinstance(answer, Recorded) and answer.receipt is Receipt.NEW:
+                return statuses.SUCCESS
+            self._nothing_new(instance.association, instance.series_uid)
+            if isinstance(answer, PennodeError):  # the file has gone already
+                raise answer
+            if answer.receipt is Receipt.TOO_MANY:
+                self._drop(instance.path)
+                raise OutOfDisk(
+                    f"series {instance.series_uid} has listener.max_series_instances images",
+                    "raise it if this is no fault",
+                )
+            with self._in_doubt(instance.path):
+                status = self._again(instance, answer)
             if status is not None:
-                break
+                return status
             # Retention took the other one meanwhile.
             self._joined(instance.association, instance.series_uid)
-        else:
-            self._drop(instance.path)
-            raise LedgerUnavailable("an object under the same UID comes and goes", "send it again")
-        if self._doubtful:
-            self._sweep()
-        return status
+        self._drop(instance.path)
+        raise LedgerUnavailable("an object under the same UID comes and goes", "send it again")
 
     def _commit(self, batch: Sequence[Instance]) -> list[Recorded | PennodeError]:
         """Flush each folder once, and record all in one transaction."""
