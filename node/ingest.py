@@ -239,7 +239,8 @@ class Association:
             return
         status = statuses.SUCCESS if command.field == pdata.C_ECHO_RQ else self._house.reception.finish(incoming)
         self._wire.send(answers.response(command, status, self._maximum))
-        self._house.reception.tidy(incoming)
+        if command.field == pdata.C_STORE_RQ:
+            self._house.reception.tidy(incoming)
         self._incoming = None
         self._reports.rest()
 
