@@ -5,8 +5,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import pydicom
@@ -14,11 +12,11 @@ from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_sequence_item
-from pydicom.uid import UID
 
 from node.errors import InvalidInstance
 from node.headerstream import HEAD, HeaderStream, OverBudget, ReadAt
 from node.identity import Identity, clean, finite
+from node.pixeldata import check_pixel_data, syntax_of
 from node.records import Header, is_uid
 from node.scan import read_plain
 
@@ -42,8 +40,6 @@ UNREADABLE = (
 )  # fmt: skip
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _SEQUENCES = frozenset({0x00180012, 0x52009229, 0x52009230})
-_UNDEFINED = 0xFFFFFFFF
-_SEQUENCE_DELIMITER = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
 _TAGS: list[Any] = [
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
     "FrameOfReferenceUID", "Modality", "ImageType", "SeriesDescription", "ProtocolName", "StudyDescription",
@@ -76,7 +72,7 @@ def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
     size
         Length of the data set in bytes.
     """
-    syntax = _syntax(transfer_syntax_uid)
+    syntax = syntax_of(transfer_syntax_uid)
     try:
         if syntax.is_deflated:
             read_at, size = _inflate(read_at, size)
@@ -85,7 +81,7 @@ def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
         if plain is None:
             plain = _read_thoroughly(read_at, size, head, transfer_syntax_uid)
         identity, pixels_at = plain
-        _check_pixel_data(read_at, size, pixels_at, syntax)
+        check_pixel_data(read_at, size, pixels_at, syntax)
     except InvalidInstance:
         raise
     except UNREADABLE as error:
@@ -102,21 +98,8 @@ def identify(read_at: ReadAt, size: int, transfer_syntax_uid: str) -> Identity:
     return identity
 
 
-@dataclass(frozen=True)
-class _Syntax:
-    is_deflated: bool
-    is_implicit: bool
-    is_little_endian: bool
-
-
-@lru_cache(maxsize=64)
-def _syntax(transfer_syntax_uid: str) -> _Syntax:
-    uid = UID(transfer_syntax_uid)
-    return _Syntax(uid.is_deflated, uid.is_implicit_VR, uid.is_little_endian)
-
-
 def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_uid: str) -> tuple[Identity, int]:
-    syntax = _syntax(transfer_syntax_uid)
+    syntax = syntax_of(transfer_syntax_uid)
     # The groups of all frames may be long; then those shared by them must do.
     for tags, budget in zip((_TAGS, _TAGS[:-1]), _BUDGETS, strict=True):
         with HeaderStream(read_at, size, head, budget) as stream:
@@ -167,36 +150,6 @@ def _inflate(read_at: ReadAt, size: int) -> tuple[ReadAt, int]:
     if not inflater.eof:
         raise InvalidInstance("the deflated data set ends early, or is too large", "send the image again")
     return lambda count, at: bytes(kept[at : at + count]), length
-
-
-def _check_pixel_data(read_at: ReadAt, size: int, start: int, syntax: _Syntax) -> None:
-    """The pixel data element begins at `start`, or the data set ends there. A shorter rest means a truncated object."""
-    rest = size - start
-    if rest == 0:
-        return
-    if rest < 8:
-        raise InvalidInstance("the data set ends within an element", "send the image again: it was cut short")
-    if syntax.is_implicit:
-        offset, length = 8, struct.unpack("<L", read_at(4, start + 4))[0]
-    else:
-        if rest < 12:
-            raise InvalidInstance("the data set ends within its pixel data", "send the image again: it was cut short")
-        offset, length = 12, struct.unpack("<L" if syntax.is_little_endian else ">L", read_at(4, start + 8))[0]
-    fits = length <= rest - offset
-    if length == _UNDEFINED:  # encapsulated: fragments up to a sequence delimiter (PS3.5 A.4)
-        fits = _has_delimiter(read_at, start, size)
-    if not fits:
-        raise InvalidInstance("the pixel data ends early", "send the image again: it was cut short")
-
-
-def _has_delimiter(read_at: ReadAt, start: int, size: int) -> bool:
-    """Look for a sequence delimiter, from the end backwards: it lies there, or nowhere."""
-    position = size
-    while position > start:
-        before, position = position, max(start, position - HEAD)
-        if _SEQUENCE_DELIMITER in read_at(before - position + len(_SEQUENCE_DELIMITER) - 1, position):
-            return True
-    return False
 
 
 def _text(ds: Dataset, name: str) -> str:

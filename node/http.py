@@ -34,23 +34,37 @@ class PunctualLoop(asyncio.SelectorEventLoop):
         return await super().create_server(*args, **options)
 
 
+class Port(socket.socket):
+    """A listening socket that holds `MAX_CONNECTIONS`, a share of them of one address, counted from accept to close.
+
+    So a connection counts before it has spoken TLS, which no protocol of ours sees before its end.
+    """
+
+    def __init__(self, family: int) -> None:
+        super().__init__(family)
+        self._open: list[tuple[socket.socket, str]] = []
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; ConnectionAbortedError, which event loops pass over, where it is one too many."""
+        connection, address = super().accept()
+        self._open = [(other, host) for other, host in self._open if other.fileno() >= 0]
+        neighbours = sum(host == address[0] for _, host in self._open)
+        if len(self._open) >= MAX_CONNECTIONS or neighbours >= max(1, MAX_CONNECTIONS // _SHARE):
+            connection.close()
+            raise ConnectionAbortedError
+        self._open.append((connection, address[0]))
+        return connection, address
+
+
 class _Punctual(H11Protocol):
-    """uvicorn's protocol with a deadline for the head of each request, which it has not, and bounded numbers."""
+    """uvicorn's protocol with a deadline for the head of each request, which it has not."""
 
     _head_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS or self._neighbours() > max(1, MAX_CONNECTIONS // _SHARE):
-            transport.abort()
         self._await_head()
-
-    def _neighbours(self) -> int:
-        """How many connections its address has, this one among them."""
-        address = self.client and self.client[0]
-        ours = (other.client for other in self.connections if isinstance(other, _Punctual))
-        return sum(client is not None and client[0] == address for client in ours)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._head_due is not None:
@@ -114,7 +128,7 @@ class HttpServer:
                 f"the certificate or key of [{name}] cannot be read ({error.strerror or type(error).__name__})",
                 "both are PEM files, and the node's user must be able to read them",
             ) from error
-        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._socket = Port(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((host, port))

@@ -40,8 +40,8 @@ _MOST_PIECES = 1024
 class House:
     """What all associations share.
 
-    `judge` says of a calling AE title, a called one and an address whether they may come in. `opened` and `closed` are
-    called with an association's number when it is established and when it has ended.
+    `judge` says of a calling AE title, a called one and an address whether they may come in. `opened` is told of every
+    association that is established, with the name of the listed peer it is of, and `closed` of its number's end.
     """
 
     settings: Listener
@@ -50,7 +50,7 @@ class House:
     admission: Admission
     judge: Callable[[str, str, str], Verdict]
     services: Services
-    opened: Callable[[int], None]
+    opened: Callable[[Origin, str], None]
     closed: Callable[[int], None]
 
 
@@ -162,7 +162,7 @@ class Association:
         self._agreement = agree(request, self._house.supported, self._settings.max_pdu)
         self._parser.establish(_BUFFER)
         self._wire.established = True
-        self._house.opened(self.number)
+        self._house.opened(self._origin, verdict.peer)
         self._wire.send(self._agreement.answer)
 
     def _transfer(self) -> bool:

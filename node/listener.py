@@ -184,9 +184,10 @@ class Door:
         `study_uid` is the study that all it brings must belong to; empty: any.
         """
         number = next(self._web_numbers)
-        self._on_opened(number)
+        origin = Origin(number, calling_ae, self._settings.ae_title, address, study_uid)
+        self._on_opened(origin)
         try:
-            yield Origin(number, calling_ae, self._settings.ae_title, address, study_uid)
+            yield origin
         finally:
             self._on_closed(number)
 
@@ -197,15 +198,15 @@ class Door:
 
     def _judge(self, calling: str, called: str, address: str) -> Verdict:
         verdict = self._peers.judge(calling, called, address)
-        if verdict.peer:
-            self.callers.note_peer(verdict.peer, calling, called, address, self._now())
-        else:
+        if not verdict.peer:
             self.callers.note_caller(calling, called, address, verdict.reason, self._now())
         return verdict
 
-    def _on_opened(self, number: int) -> None:
+    def _on_opened(self, origin: Origin, peer: str = "") -> None:
         with self._lock:
-            self._open[number] = Counter()
+            self._open[origin.number] = Counter()
+        if peer:
+            self.callers.note_peer(peer, origin.calling_ae, origin.called_ae, origin.address, self._now())
 
     def _on_joined(self, number: int, series_uid: str) -> None:
         # A peer that went away right after its last byte is not there to be waited for.

@@ -89,7 +89,7 @@ def _serve_fast(settings: Listener, connection: socket.socket, seen: _Seen) -> N
         Admission(Quota(1, 1, 1, 1)),
         judge=lambda _calling, _called, _address: Verdict(),
         services=services,
-        opened=lambda _number: None,
+        opened=lambda _origin, _peer: None,
         closed=lambda _number: None,
     )
     association = Association(0, connection, "", house)

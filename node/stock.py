@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 from pydicom import Dataset
 from pynetdicom import AE, evt
@@ -48,10 +49,11 @@ pynetdicom_config.LOG_HANDLER_LEVEL = "none"
 
 @dataclass
 class _Guest:
-    """An association that is open, or asked for: our number for it, whom it counts for, and how much it brought."""
+    """An association that is open, or asked for: our number, whom it counts for, the listed peer, what it brought."""
 
     number: int
     group: str
+    peer: str = ""
     bytes: int = 0
     is_open: bool = False
     rest_since: float = 0.0
@@ -99,7 +101,7 @@ class StockServer:
         reception: Reception,
         judge: Callable[[str, str, str], Verdict],
         services: Services,
-        opened: Callable[[int], None],
+        opened: Callable[[Origin, str], None],
         closed: Callable[[int], None],
     ) -> None:
         self._settings = settings
@@ -110,6 +112,7 @@ class StockServer:
         self._numbers = itertools.count(1 + secrets.randbelow(2**30))  # the ledger keeps those of earlier starts
         self._lock = threading.Lock()
         self._guests: dict[int, _Guest] = {}
+        self._left: WeakSet[Any] = WeakSet()  # associations whose connection is closed
         self._ae = application_entity(settings, supported)
         if services.reports is not None:
             self._ae.dimse_timeout = services.reports.rules.timeout_s
@@ -173,8 +176,9 @@ class StockServer:
             others = sum(guest.group == verdict.group for guest in self._guests.values())
             if rejection is None and verdict.most is not None and others >= verdict.most:
                 rejection, reason = statuses.LOCAL_LIMIT_EXCEEDED, "as many associations are open as it may have"
-            if rejection is None:
-                self._guests[id(event.assoc)] = _Guest(next(self._numbers), verdict.group)
+            # Who aborts at once may be gone before its request is judged: nothing would ever end its place.
+            if rejection is None and event.assoc not in self._left:
+                self._guests[id(event.assoc)] = _Guest(next(self._numbers), verdict.group, verdict.peer)
         if rejection is not None:
             log.warning("rejected an association with %s at %s: %s", calling, address, reason)
             event.assoc.acse.send_reject(*rejection)
@@ -186,10 +190,11 @@ class StockServer:
             if guest is None:  # gone already
                 return
             guest.is_open = True
-        self._opened(guest.number)
+        self._opened(Origin(guest.number, *_titles(event)), guest.peer)
 
     def _on_closed(self, event: Event) -> None:
         with self._lock:
+            self._left.add(event.assoc)
             guest = self._guests.pop(id(event.assoc), None)
         if guest is not None and guest.is_open:
             self._closed(guest.number)

@@ -37,7 +37,7 @@ from tests.node.making import mr, write
 RECEIVERS = ("dcmtk", "orthanc", "orthanc fsync", "pynetdicom", "ours", "ours no fsync")
 SENDERS = ("presend", "storescu", "dcmsend")
 # kB: (rows, columns, frames, how many)
-SIZES = {128: (256, 256, 1, 480), 577: (544, 530, 1, 240), 50000: (500, 500, 100, 4)}
+SIZES = {128: (256, 256, 1, 480), 577: (544, 530, 1, 240), 50000: (500, 500, 100, 16)}
 _NODELAY = {"TCP_NODELAY": "1"}
 _TICK = os.sysconf("SC_CLK_TCK")
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from node import statuses
 from tests import presend
 from tests.node.making import SERIES, encoded, mr
 from tests.presend import Sent, associate, echo_request, pdu, pdv, read_pdu, status_of
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 MR, EXPLICIT = uid.MRImageStorage.encode(), b"1.2.840.10008.1.2.1"
@@ -132,10 +133,3 @@ def store(peer: socket.socket, sent: Sent, context: int = 1) -> int:
     kind, answer = read_pdu(peer)
     assert kind == 4
     return status_of(answer)
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from io import BytesIO
@@ -24,6 +23,7 @@ from node.spool import Spool
 from node.stow import OriginServer
 from node.web import Component, Health, create_app
 from tests.node.making import data_set, write
+from tests.waiting import until
 
 TOKEN = "a token for stow"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -113,13 +113,6 @@ def wait_for(url: str) -> None:
         return False
 
     until(accepts)
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def file(ds: Dataset, syntax: str = uid.ExplicitVRLittleEndian) -> bytes:

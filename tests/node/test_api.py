@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import select
 import socket
 import ssl
 import tarfile
@@ -32,6 +33,7 @@ from tests.authority import Authority
 from tests.node.making import SERIES, files_below, instance, seal, seg
 from tests.node.stowing import wait_for
 from tests.peers import real_data
+from tests.waiting import until
 
 TOKEN = "worker token"
 SEG = str(uid.SegmentationStorage)
@@ -102,28 +104,50 @@ def good() -> bytes:
     return bundle(("2.25.77", SEG, seg()))
 
 
-def test_a_tls_handshake_that_does_not_begin_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_http, "HEAD_S", 2.0)
+async def nothing(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+@contextlib.contextmanager
+def tls_server(tmp_path: Path) -> Iterator[tuple[int, Callable[[], httpx.Response]]]:
+    """A server of TLS: its port, and how to ask it."""
     authority = Authority(tmp_path / "ca")
     own = authority.issue("localhost")
     tls = Api(port=0, tls_certificate=own.certificate, tls_key=own.key)
-
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
-
-    server = HttpServer(app, "127.0.0.1", 0, "api", pytest.fail, tls)
+    server = HttpServer(nothing, "127.0.0.1", 0, "api", pytest.fail, tls)
     server.start()
     wait_for(server.url)
+    context = ssl.create_default_context(cafile=authority.certificate)
     try:
-        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 5) as silent:
-            start = time.monotonic()
-            assert httpx.get(server.url, verify=ssl.create_default_context(cafile=authority.certificate)).is_success
-            silent.settimeout(20)
-            assert silent.recv(1) == b""
-            assert time.monotonic() - start < 15, "asyncio alone would give it 60 s"
+        yield int(server.url.rpartition(":")[2]), lambda: httpx.get(server.url, verify=context)
     finally:
         server.stop()
+
+
+def test_a_tls_handshake_that_does_not_begin_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_http, "HEAD_S", 2.0)
+    with tls_server(tmp_path) as (port, ask), socket.create_connection(("127.0.0.1", port), 5) as silent:
+        start = time.monotonic()
+        assert ask().is_success
+        silent.settimeout(20)
+        assert silent.recv(1) == b""
+        assert time.monotonic() - start < 15, "asyncio alone would give it 60 s"
+
+
+def test_connections_count_before_they_have_spoken_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_http, "MAX_CONNECTIONS", 16)
+    with tls_server(tmp_path) as (port, ask), contextlib.ExitStack() as stack:
+        peers = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 5, source_address=("127.0.0.9", 0)))
+            for _ in range(12)
+        ]
+        until(lambda: len(select.select(peers, [], [], 0)[0]) >= 8)
+        time.sleep(0.2)
+        assert len(select.select(peers, [], [], 0)[0]) == 8, "an address has a quarter of the connections"
+        assert ask().is_success
+        for peer in peers:
+            peer.close()
 
 
 def test_without_the_token_nothing_is_told(site: Site) -> None:

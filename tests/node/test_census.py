@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
 import ssl
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,14 +28,6 @@ OTHER = "1.2.3.20"
 
 # pynetdicom leaves the socket of a refused connection to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def address(port: int, title: str = "PACS") -> Address:

@@ -31,8 +31,9 @@ from node.settings import Commitment, Listener, Peer, Retention
 from node.spool import Spool
 from tests import harness
 from tests.node.making import SERIES, encoded, mr, write
-from tests.node.test_listener import collected, store
+from tests.node.test_listener import store
 from tests.peers import Orthanc, free_port, orthanc
+from tests.waiting import until
 
 MR, CT = str(uid.MRImageStorage), str(uid.CTImageStorage)
 CLASS, WELL_KNOWN = str(StorageCommitmentPushModel), str(StorageCommitmentPushModelInstance)
@@ -42,7 +43,6 @@ NO_SUCH, CONFLICT, DAMAGED = 0x0112, 0x0119, 0x0110
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-__all__ = ["collected"]
 
 
 @pytest.fixture(params=["fast", "stock"])
@@ -66,14 +66,6 @@ class Node:
 
     def until(self, state: CommitmentState, seconds: float = 10.0) -> Asked:
         return until(lambda: (found := self.only()).state is state and found, seconds)
-
-
-def until(probe, seconds: float = 10.0):
-    give_up = time.monotonic() + seconds
-    while not (found := probe()):
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture

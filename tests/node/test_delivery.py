@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,14 +29,6 @@ RULES = Delivery(timeout_s=5, backoff_first_s=5, backoff_max_s=60, max_refusals=
 
 # pynetdicom leaves the socket of a refused connection to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 class Site:

@@ -7,11 +7,8 @@ ledger was sent whole; nothing else has left a file.
 from __future__ import annotations
 
 import contextlib
-import gc
 import select
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -23,19 +20,12 @@ from node.spool import Spool
 from tests.fuzz import association, exchanges, grammar, reference, stream
 from tests.node.making import data_set, files_below
 from tests.presend import associate
+from tests.waiting import until
 
 OpenDoor = Callable[..., tuple[Door, int]]
 # pynetdicom leaves sockets to the collector; pydicom warns of data sets that end early.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning:pydicom")
 LAWS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @given(grammar.streams(), st.integers(0, 4), st.integers(0, 255))
@@ -109,10 +99,3 @@ def test_a_door_keeps_what_it_acknowledged_and_nothing_that_was_not_sent_whole(
         assert stored <= offered or (faults and not fast_path)
 
     law()
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.002)

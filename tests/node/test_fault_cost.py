@@ -23,9 +23,10 @@ import pytest
 
 from node import statuses
 from tests import presend
-from tests.node.listening import CONTEXTS, Child, bounded, echo, image, listening, store, until
+from tests.node.listening import CONTEXTS, Child, bounded, echo, image, listening, store
 from tests.node.making import files_below
 from tests.presend import associate, connect, echo_request, pdu, pdv, read_pdu, store_request
+from tests.waiting import until
 
 BAD = "127.0.0.3"
 _TCP_REPAIR = 19  # linux/tcp.h

@@ -33,6 +33,7 @@ from node.spool import Spool
 from tests import presend
 from tests.node.making import SERIES, data_set, encoded, files_below, mr, open_below
 from tests.presend import Sent, associate, connect, echo_request, pdu, pdv, read_pdu, status_of, store_request
+from tests.waiting import until
 
 OpenDoor = Callable[..., tuple[Door, int]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,13 +92,6 @@ def door(open_door: OpenDoor, spool: Spool) -> Iterator[tuple[Door, int]]:
 @pytest.fixture
 def port(door: tuple[Door, int]) -> int:
     return door[1]
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 # -- peers that say nothing, or little

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import socket
@@ -34,6 +33,7 @@ from node.settings import Listener
 from node.spool import Spool
 from tests.node.making import SERIES, data_set, encoded, files_below, mr, seal, write
 from tests.peers import dcmtk, free_port, real_data
+from tests.waiting import until
 
 OpenDoor = Callable[..., tuple[Door, int]]
 EXPLICIT = str(uid.ExplicitVRLittleEndian)
@@ -41,14 +41,6 @@ EXPLICIT = str(uid.ExplicitVRLittleEndian)
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture
@@ -99,13 +91,6 @@ def store(assoc, data: bytes, sop_uid: str = f"{SERIES}.1", sop_class: str = uid
     assoc._reactor_checkpoint.set()
     assert answer is not None
     return int(answer.Status)
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 # -- with DCMTK

@@ -23,13 +23,12 @@ from node.settings import Assembly, Listener
 from node.spool import Spool
 from tests.node.making import SERIES, STUDY, T0, instance, seal
 from tests.node.test_commitment import way
-from tests.node.test_listener import collected
 
 STEP = "1.2.3.500"
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-__all__ = ["collected", "way"]
+__all__ = ["way"]
 
 
 @pytest.fixture

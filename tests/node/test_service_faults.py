@@ -26,8 +26,9 @@ from node.settings import Commitment, Listener
 from node.spool import Spool
 from tests import presend
 from tests.node.making import SERIES, encoded, mr
-from tests.node.test_commitment import good, request, until, way
+from tests.node.test_commitment import good, request, way
 from tests.presend import Sent, associate, pdu, pdv, read_pdu, status_of
+from tests.waiting import until
 
 MR, EXPLICIT, IMPLICIT = b"1.2.840.10008.5.1.4.1.1.4", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2"
 CLASS, WELL_KNOWN = SOP_CLASS_UID.encode(), SOP_INSTANCE_UID.encode()

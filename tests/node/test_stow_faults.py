@@ -28,8 +28,9 @@ from node import statuses
 from node.ledger import Ledger
 from node.spool import Spool
 from tests.node.making import SERIES, data_set, files_below, mr
-from tests.node.stowing import BOUNDARY, PART, TOKEN, TYPE, Site, file, reasons, references, related, served, until
+from tests.node.stowing import BOUNDARY, PART, TOKEN, TYPE, Site, file, reasons, references, related, served
 from tests.presend import associate
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"pdu_timeout_s": 0.5, "min_rate": 10_000}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import shutil
@@ -13,7 +12,6 @@ import struct
 import subprocess
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from tests.authority import Authority, Certificate
 from tests.node.making import SERIES, data_set, encoded, files_below, mr, open_below, write
 from tests.peers import dcmtk, free_port, program, running, wait_for_port
 from tests.presend import Sent, echo_request, pdu, pdv, read_pdu, status_of, store_request
+from tests.waiting import until
 
 MR, EXPLICIT = uid.MRImageStorage.encode(), b"1.2.840.10008.1.2.1"
 CONTEXTS = [(MR, EXPLICIT), (b"1.2.840.10008.1.1", b"1.2.840.10008.1.2")]
@@ -42,14 +41,6 @@ QUICK = {"artim_s": 0.4, "pdu_timeout_s": 0.6, "network_timeout_s": 0.8, "min_ra
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -150,13 +141,6 @@ def ended(peer: socket.socket, seconds: float = 3.0) -> bytes:
         while more := peer.recv(65536):
             whole += more
     return whole
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def said(caplog: pytest.LogCaptureFixture, text: str) -> bool:
