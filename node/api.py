@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +23,11 @@ from starlette.routing import Route
 
 from node.bundle import tar_stream, unpack_result
 from node.errors import InvalidResult, LeaseLost, NotFound, OutOfDisk, PennodeError, Permanent, Retryable
+from node.forms import demanded, rungs
 from node.ledger import Ledger
 from node.logs import printable
 from node.records import JobState, Result, Worker
-from node.settings import Api, Dispatch
+from node.settings import Api, Destination, Dispatch
 from node.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -92,14 +94,15 @@ class WorkerApi:
         spool: Spool,
         settings: Api,
         rules: Dispatch,
-        destinations: Sequence[str],
+        destinations: Sequence[Destination],
         finished: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._spool = spool
         self._settings = settings
         self._rules = rules
-        self._destinations = list(destinations)
+        self._destinations = {d.name: [r.key for r in rungs(d)[0]] for d in destinations}
+        self._demanded = tuple(recipe.key for recipe in demanded(destinations))
         self._finished = finished
 
     async def greet(self, request: Request) -> Response:
@@ -123,7 +126,7 @@ class WorkerApi:
         if claim is None:
             return _problem(409, "the job is not to be had", "")
         log.info("claimed job=%s fence=%d by=%s", claim.job_id, claim.fence, printable(asked.worker))
-        return JSONResponse(claim.to_json())
+        return JSONResponse(replace(claim, forms=self._demanded).to_json())
 
     async def heartbeat(self, request: Request) -> Response:
         """Renew the lease."""
@@ -197,7 +200,7 @@ class WorkerApi:
             Result(
                 sop_uid=f.sop_uid, sop_class_uid=f.sop_class_uid, job_id=found.id,
                 path=self._spool.store_result(found.id, fence, f.sop_uid, f.sha256, f.path), size=f.size,
-                sha256=f.sha256,
+                sha256=f.sha256, form=f.form,
             )
             for f in files
         ]  # fmt: skip

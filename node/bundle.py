@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import pydicom
-from pydicom.uid import SegmentationStorage
-
 from node.errors import Damaged, InvalidResult, OutOfDisk
+from node.forms import SOP_CLASSES, Recipe
 from node.header import UNREADABLE
 from node.records import is_uid
 
 MANIFEST = "result.json"
 _CHUNK = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
-_ACCEPTED = frozenset({str(SegmentationStorage)})
-_MAX_OBJECTS = 64
-_MAX_MANIFEST = 1 << 20
+_MAX_OBJECTS = 4096
+_MAX_MANIFEST = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class ResultFile:
     sop_class_uid: str
     size: int
     sha256: str
+    form: str
 
 
 def tar_stream(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
@@ -65,7 +64,7 @@ def unpack_result(
             manifest = _manifest(tar)
             objects = manifest["objects"]
             if not 0 < len(objects) <= _MAX_OBJECTS:
-                raise InvalidResult(f"a bundle of {len(objects)} objects", "it must hold 1 to 64")
+                raise InvalidResult(f"a bundle of {len(objects)} objects", f"it must hold 1 to {_MAX_OBJECTS}")
             files = [_extract(tar, folder, entry) for entry in objects]
     except OSError as error:
         raise OutOfDisk(f"the result cannot be unpacked ({error.strerror})", "free some space") from error
@@ -97,7 +96,9 @@ def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
 
 def _extract(tar: tarfile.TarFile, folder: Path, entry: dict[str, Any]) -> ResultFile:
     # The worker's file names are not used as paths: the UID names the file, and it is checked.
-    sop_uid, sop_class = str(entry["sop_uid"]), str(entry["sop_class_uid"])
+    sop_uid, sop_class, form = str(entry["sop_uid"]), str(entry["sop_class_uid"]), str(entry["form"])
+    if SOP_CLASSES[Recipe.parse(form).form] != sop_class:
+        raise InvalidResult("a result object is of another class than its form", "check the worker")
     if not is_uid(sop_uid):
         raise InvalidResult("a result object has no valid SOP Instance UID", "check the worker")
     source = _member(tar, str(entry["name"]))
@@ -109,7 +110,7 @@ def _extract(tar: tarfile.TarFile, folder: Path, entry: dict[str, Any]) -> Resul
             size += len(chunk)
     if digest.hexdigest() != entry["sha256"]:
         raise Damaged("a result object was damaged on its way", "it is sent again")
-    return ResultFile(target, sop_uid, sop_class, size, digest.hexdigest())
+    return ResultFile(target, sop_uid, sop_class, size, digest.hexdigest(), form)
 
 
 def _check_object(file: ResultFile, series_uid: str, study_uid: str) -> None:
@@ -123,19 +124,22 @@ def _check_object(file: ResultFile, series_uid: str, study_uid: str) -> None:
         found = (str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.StudyInstanceUID))
     except UNREADABLE as error:
         raise InvalidResult(f"a result object is not usable ({type(error).__name__})", "check the worker") from error
-    if found[:2] != (file.sop_uid, file.sop_class_uid) or file.sop_class_uid not in _ACCEPTED:
+    if found[:2] != (file.sop_uid, file.sop_class_uid):
         raise InvalidResult("a result object is not the one its manifest names", "check the worker")
     if found[2] != study_uid or series_uid not in referenced:
         raise InvalidResult("a result object belongs to another study or series", "check the worker")
 
 
 def pack_result(objects: Iterable[tuple[str, str, bytes]], facts: dict[str, Any]) -> Iterator[bytes]:
-    """Yield the bundle of `(SOP Instance UID, SOP Class UID, Part-10 bytes)` objects, with `facts` in its manifest."""
+    """Yield the bundle of `(key of the recipe, SOP Instance UID, Part-10 bytes)` objects, and `facts` beside them."""
     listed = list(objects)
     manifest = facts | {
         "objects": [
-            {"name": f"{n}.dcm", "sop_uid": sop, "sop_class_uid": cls, "sha256": hashlib.sha256(data).hexdigest()}
-            for n, (sop, cls, data) in enumerate(listed)
+            {
+                "name": f"{n}.dcm", "form": form, "sop_class_uid": SOP_CLASSES[Recipe.parse(form).form], "sop_uid": sop,
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }  # fmt: skip
+            for n, (form, sop, data) in enumerate(listed)
         ]
     }
     buffer = BytesIO()

@@ -33,6 +33,7 @@ DELIVERY_TONES: dict[DeliveryState, str] = {
     DeliveryState.COMMITTED: "good",
     DeliveryState.FAILED: "bad",
     DeliveryState.CANCELLED: "calm",
+    DeliveryState.REPLACED: "calm",
 }
 
 COMMITMENT_TONES: dict[CommitmentState, str] = {

@@ -57,6 +57,7 @@ class DeliveryState(StrEnum):
     COMMITTED = "COMMITTED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+    REPLACED = "REPLACED"
 
 
 _J = JobState
@@ -227,7 +228,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """One result object in the spool."""
+    """One result object in the spool. `form` is the key of its recipe (`node.forms`)."""
 
     sop_uid: str
     sop_class_uid: str
@@ -235,11 +236,12 @@ class Result:
     path: str
     size: int
     sha256: str
+    form: str = "SEG"
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One result object on its way to one destination."""
+    """One result object on its way to one destination, on one of its rungs (`node.forms`)."""
 
     id: int
     job_id: str
@@ -251,6 +253,8 @@ class Delivery:
     not_before: float
     reason: str
     updated_at: float
+    form: str = "SEG"
+    rung: int = 0
 
 
 @dataclass(frozen=True)
@@ -280,7 +284,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Claim:
-    """A job in a worker's hands: it may write under this fence until the lease ends, and renews it by heartbeats."""
+    """A job in a worker's hands: it may write under this fence until the lease ends, and renews it by heartbeats.
+
+    `forms` are the keys of what is to be made (`node.forms.Recipe`).
+    """
 
     job_id: str
     fence: int
@@ -290,6 +297,7 @@ class Claim:
     input_digest: str
     instances: int
     attempt: int
+    forms: tuple[str, ...] = ("SEG",)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the worker API."""

@@ -28,6 +28,7 @@ from node.configuration import secret
 from node.delivery import Courier, addresses
 from node.dispatch import Dispatcher, celery_publisher
 from node.errors import ConfigurationError, LedgerUnavailable, OutOfDisk
+from node.forms import rungs
 from node.http import HttpServer
 from node.keeper import WorkerKeeper
 from node.ledger import Ledger
@@ -100,8 +101,8 @@ class Node:
             log.warning("%d file(s) that the ledger does not know now lie in %s", moved, spool.path("unknown"))
         # A clock that was ahead while we were down leaves times that lie in the future.
         ledger.clamp_times(time.time(), settings.dispatch.lease_s)
-        names = [d.name for d in settings.destinations]
-        ledger.recover_deliveries(names, time.time())
+        first = {d.name: [recipe.key for recipe in rungs(d)[0]] for d in settings.destinations}
+        ledger.recover_deliveries(first, time.time())
 
         commitment = StorageCommitment(
             ledger, spool, settings.commitment, released=lambda: self._wake("storage commitment")
@@ -109,7 +110,7 @@ class Node:
         changed = partial(self._wake, "assembly")
         door = Door(ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment)
         self._add_loops(ledger, spool, door, commitment)
-        api = WorkerApi(ledger, spool, settings.api, settings.dispatch, names, finished=lambda: self._wake("delivery"))
+        api = WorkerApi(ledger, spool, settings.api, settings.dispatch, settings.destinations, finished=lambda: self._wake("delivery"))
         self._serve_http(ledger, spool, door, api, stack)
         stack.callback(stop_all, list(self._loops.values()))
         for loop in self._loops.values():

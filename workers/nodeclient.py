@@ -76,7 +76,8 @@ class NodeClient:
             response = self._patiently(lambda: self._call("POST", _job(job_id, "claim"), json={"worker": worker}))
         except LeaseLost:
             return None
-        return Claim(**response.json())
+        told = response.json()
+        return Claim(**{**told, "forms": tuple(told["forms"])})
 
     def heartbeat(self, claim: Claim, progress: float) -> None:
         """Renew the lease of a claim; `progress` runs from 0 to 1."""
@@ -105,7 +106,7 @@ class NodeClient:
         return paths
 
     def send_result(self, claim: Claim, objects: Iterable[tuple[str, str, bytes]], facts: dict[str, Any]) -> None:
-        """Upload `(SOP Instance UID, SOP Class UID, Part-10 bytes)` objects; saying it twice is harmless."""
+        """Upload `(key of the recipe, SOP Instance UID, Part-10 bytes)` objects; saying it twice is harmless."""
         listed = list(objects)
 
         def put() -> httpx.Response:

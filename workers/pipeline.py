@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from node import settings
 from node.errors import ConfigurationError, EngineFailure
+from node.forms import DEFAULT, Recipe
 from node.records import input_digest
 from trt.engine import Engine, EngineError, finder_precision
 from trt.extraction import Extraction, finder_model
@@ -39,10 +40,10 @@ _OF_FINDER = ("backend", "version", "precision", "gate_agreement", "gate_differe
 
 @dataclass(frozen=True)
 class ResultObject:
-    """One DICOM object to be delivered: a name for its file, its UIDs, its bytes (PS3.10) and their sha256."""
+    """One DICOM object to be delivered: a name for its file, its recipe, UID and bytes (PS3.10), and their sha256."""
 
     name: str
-    sop_class_uid: str
+    form: str
     sop_uid: str
     data: bytes
     sha256: str
@@ -112,7 +113,9 @@ class Pipeline:
         """Where the model is to run."""
         return "tissue" if self.worker.extraction == "spine" and self.finder is None else self.worker.extraction
 
-    def segment(self, paths: Sequence[Path], digest: str, progress: Progress | None = None) -> Bundle:
+    def segment(
+        self, paths: Sequence[Path], digest: str, recipes: Sequence[Recipe] = DEFAULT, progress: Progress | None = None
+    ) -> Bundle:
         """Segment one series of MR images: `read`, `calculate` and `write`, which may overlap those of other series.
 
         `digest` is `digest_of` the instances, or the node's. `progress` is told patches done and patches in all.
@@ -129,7 +132,7 @@ class Pipeline:
             The result did not pass its check.
         """
         arrived = self.read(paths)
-        return self.write(arrived, self.calculate(arrived, progress), digest)
+        return self.write(arrived, self.calculate(arrived, progress), digest, recipes)
 
     def read(self, paths: Sequence[Path], *, ahead: bool = False) -> Arrived:
         """Read a series of MR images, and turn it; `ahead`, while another is calculated, its voxels go to the device.
@@ -161,8 +164,10 @@ class Pipeline:
         _tell(arrived.volume, prediction)
         return prediction
 
-    def write(self, arrived: Arrived, prediction: Prediction, digest: str) -> Bundle:
-        """Make the result object of a series, and check its bytes."""
+    def write(
+        self, arrived: Arrived, prediction: Prediction, digest: str, recipes: Sequence[Recipe] = DEFAULT
+    ) -> Bundle:
+        """Make the result objects of a series, and check their bytes."""
         manifest, volume, mask = self.manifest, arrived.volume, prediction.mask
         description = dict(self.engine.describe() if self.facts is None else self.facts)
         with timed(arrived.timings_s, "write"):
@@ -177,13 +182,13 @@ class Pipeline:
                 parameters["least_mm3"] = ", ".join(least)
             if self.extraction == "spine" and manifest.finder is not None:
                 parameters["finder_sha256"] = manifest.finder.digest
-            segmentation = build_segmentation(volume, mask, manifest, parameters, digest, self.seg)
+            segmentation = build_segmentation(volume, mask, manifest, parameters, digest, self.seg, recipes[0])
             data = write(segmentation)
         with timed(arrived.timings_s, "check"):
             check_segmentation(data, volume, mask, manifest)
         result = ResultObject(
             name=f"{segmentation.SeriesNumber}.seg.dcm",
-            sop_class_uid=str(segmentation.SOPClassUID),
+            form=recipes[0].key,
             sop_uid=str(segmentation.SOPInstanceUID),
             data=data,
             sha256=hashlib.sha256(data).hexdigest(),

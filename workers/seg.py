@@ -26,6 +26,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.sr.coding import Code
 
 from node.errors import InvalidResult, Unsuitable
+from node.forms import DEFAULT, Recipe
 from node.records import RESEARCH_NOTICE, derived_uid
 from node.settings import Seg
 from trt.manifest import Label, Manifest
@@ -59,6 +60,7 @@ def build_segmentation(
     engine_description: Mapping[str, str],
     input_digest: str,
     settings: Seg,
+    recipe: Recipe = DEFAULT[0],
 ) -> Dataset:
     """Return a BINARY Segmentation, Explicit VR Little Endian, of a label map on the grid of `volume`.
 
@@ -84,7 +86,7 @@ def build_segmentation(
     parameters |= {"model_sha256": manifest.digest, "input_sha256": input_digest}
     release = version("pennode")
     asked = {k: v for k, v in parameters.items() if k not in _FOUND}
-    identity = (volume.series_uid, release, repr(asked), settings.model_dump_json())
+    identity = (volume.series_uid, release, repr(asked), settings.model_dump_json(), recipe.key)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=manifest.name,
         family=Code("123110", "DCM", "Artificial Intelligence"),
@@ -115,7 +117,7 @@ def build_segmentation(
             content_label="SPINE_SEG",
             content_description=RESEARCH_NOTICE,
             content_creator_name="pennode^",
-            omit_empty_frames=settings.omit_empty_frames,
+            omit_empty_frames=not recipe.all_frames,
             series_description=settings.series_description,
             specific_character_set=first.get("SpecificCharacterSet"),
         )

@@ -7,12 +7,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.errors import DeviceLost, EngineFailure, InvalidInstance, LeaseLost, PennodeError, Retryable, Unsuitable
+from node.forms import Recipe
 from node.records import Claim
 from node.settings import Settings
 from workers.nodeclient import Heartbeat, NodeClient
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _FOLDER = "pennode-worker-"
 
-Segment = Callable[[list[Path], str, Callable[[int, int], None]], "Bundle"]
+Segment = Callable[[list[Path], str, Sequence[Recipe], Callable[[int, int], None]], "Bundle"]
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,17 @@ def run(job_id: str, bench: Callable[[], Bench], client: NodeClient, name: str) 
 
 
 def _work(claim: Claim, bench: Bench, client: NodeClient, beat: Heartbeat) -> None:
+    recipes = [Recipe.parse(key) for key in claim.forms]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         paths = client.fetch_input(claim, Path(folder))
         fetched = time.monotonic()
-        bundle = bench.segment(paths, claim.input_digest, beat.report)
+        bundle = bench.segment(paths, claim.input_digest, recipes, beat.report)
     beat.check()
     segmented = time.monotonic()
     volumes = ", ".join(f"{label} {ml:.1f} ml" for label, ml in bundle.volumes_ml.items())
     facts = {"model": bench.model, "note": volumes, "timings_s": dict(bundle.timings_s)}
-    client.send_result(claim, [(o.sop_uid, o.sop_class_uid, o.data) for o in bundle.objects], facts)
+    client.send_result(claim, [(o.form, o.sop_uid, o.data) for o in bundle.objects], facts)
     log.info(
         "job=%s series=%s done fetch=%.2fs segment=%.2fs send=%.2fs",
         claim.job_id, claim.series_uid, fetched - started, segmented - fetched, time.monotonic() - segmented,

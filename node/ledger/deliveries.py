@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
@@ -23,7 +23,7 @@ class Deliveries:
 
     _db: Database
 
-    def recover_deliveries(self, destinations: Sequence[str], now: float) -> None:
+    def recover_deliveries(self, destinations: Mapping[str, Sequence[str]], now: float) -> None:
         """At start: results that were kept because no destination was configured get their deliveries."""
         with self._db.write() as connection:
             addressed = select(delivery.c.job_id)
@@ -127,16 +127,19 @@ def as_delivery(row: Row[Any]) -> Delivery:
     return Delivery(**{**values, "state": DeliveryState(values["state"])})
 
 
-def add_deliveries(connection: Connection, job_id: str, destinations: Sequence[str], now: float) -> None:
-    """Address every result of a job to every destination, anew."""
+def add_deliveries(
+    connection: Connection, job_id: str, destinations: Mapping[str, Sequence[str]], now: float
+) -> None:
+    """Address the results of a job anew: to each destination those whose forms stand on its first rung."""
     connection.execute(delivery.delete().where(delivery.c.job_id == job_id))
-    results = connection.execute(select(result.c.sop_uid, result.c.path).where(result.c.job_id == job_id)).all()
-    for item in results:
-        for destination in destinations:
+    results = connection.execute(select(result.c.sop_uid, result.c.path, result.c.form).where(result.c.job_id == job_id)).all()
+    for destination, forms in destinations.items():
+        for item in sorted((r for r in results if r.form in forms), key=lambda r: forms.index(r.form)):
             connection.execute(
                 insert(delivery).values(
                     job_id=job_id, sop_uid=item.sop_uid, destination=destination, path=item.path,
                     state=_D.PENDING.value, attempts=0, refusals=0, not_before=0.0, reason="", updated_at=now,
+                    form=item.form, rung=0,
                 )
             )  # fmt: skip
     if not destinations:

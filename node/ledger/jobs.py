@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, update
 
@@ -130,10 +130,12 @@ class Jobs:
             return [(row.sop_uid, row.path) for row in connection.execute(query)]
 
     def finish(
-        self, job_id: str, fence: int, results: Sequence[Result], destinations: Iterable[str], *, model: str, note: str,
-        now: float,
+        self, job_id: str, fence: int, results: Sequence[Result], destinations: Mapping[str, Sequence[str]], *, model: str,
+        note: str, now: float,
     ) -> None:  # fmt: skip
         """Take a job's results, which are on disk already. Saying it twice under one fence is harmless.
+
+        `destinations` names the forms that each gets first (`node.forms`).
 
         Raises
         ------
@@ -154,7 +156,7 @@ class Jobs:
             connection.execute(delete(result).where(result.c.job_id == job_id))
             for item in results:
                 connection.execute(insert(result).values(**{n: getattr(item, n) for n in Result.__dataclass_fields__}))
-            add_deliveries(connection, job_id, list(destinations), now)
+            add_deliveries(connection, job_id, destinations, now)
 
     def give_back(
         self, job_id: str, fence: int, stage: str, reason: str, *, retry_after_s: float, max_attempts: int, now: float

@@ -122,6 +122,7 @@ result = Table(
     Column("path", Text, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
+    Column("form", String(64), nullable=False, server_default="SEG"),
 )
 
 delivery = Table(
@@ -138,6 +139,8 @@ delivery = Table(
     Column("not_before", Float, nullable=False),
     Column("reason", Text, nullable=False),
     Column("updated_at", Float, nullable=False),
+    Column("form", String(64), nullable=False, server_default="SEG"),
+    Column("rung", Integer, nullable=False, server_default="0"),
     UniqueConstraint("job_id", "sop_uid", "destination"),
     Index("ix_delivery_due", "state", "not_before"),
 )

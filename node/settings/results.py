@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from node.forms import Compression, Form
+
 from node.settings.base import AETitle, Section, Secured
 
 
@@ -13,7 +15,6 @@ class Seg(Section):
     """What is written into the result objects."""
 
     series_description: str = Field("PENN spine segmentation (research)", max_length=64)
-    omit_empty_frames: bool = True
 
 
 class Destination(Secured):
@@ -24,6 +25,12 @@ class Destination(Secured):
     host: str = Field(min_length=1)
     port: Annotated[int, Field(ge=1, le=65535)]
     calling_ae_title: AETitle | None = Field(None, description="how we present ourselves; unset: listener.ae_title")
+    forms: tuple[Form, ...] = Field((Form.SEG,), min_length=1, description="what it gets")
+    instead: tuple[Form, ...] = Field(
+        (), description="what it gets, one after the other, where it takes no segmentation; a report goes with each"
+    )
+    omit_empty_frames: bool = Field(True, description="leave frames without a voxel out of segmentations")
+    compression: Compression = Field("none", description="of segmentations; BINARY cannot be rle")
 
 
 class Delivery(Section):

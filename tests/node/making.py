@@ -69,7 +69,7 @@ def results(job: str, count: int = 1, fence: int = 1) -> list[Result]:
 def finish(ledger: Ledger, held: Claim, to: tuple[str, ...] = ("pacs",), *, count: int = 1, now: float = T0 + 30):
     """Bring the results of a claimed job."""
     ledger.finish(
-        held.job_id, held.fence, results(held.job_id, count, held.fence), to, model="penn", note="segmented", now=now
+        held.job_id, held.fence, results(held.job_id, count, held.fence), dict.fromkeys(to, ["SEG"]), model="penn", note="segmented", now=now
     )
 
 

@@ -27,7 +27,7 @@ from node.bundle import pack_result, tar_stream
 from node.http import HttpServer
 from node.ledger import Ledger
 from node.records import JobState
-from node.settings import Api, Dispatch
+from node.settings import Api, Destination, Dispatch
 from node.spool import Spool
 from tests.authority import Authority
 from tests.node.making import SERIES, files_below, instance, seal, seg
@@ -36,7 +36,7 @@ from tests.peers import real_data
 from tests.waiting import until
 
 TOKEN = "worker token"
-SEG = str(uid.SegmentationStorage)
+PACS = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=104)
 
 
 class Site:
@@ -84,7 +84,7 @@ def site(ledger: Ledger, spool: Spool, closing: ThreadPoolExecutor) -> Iterator[
     def finished() -> None:
         found[0].finished += 1
 
-    api = WorkerApi(ledger, spool, settings, Dispatch(max_attempts=2), ["pacs"], finished)
+    api = WorkerApi(ledger, spool, settings, Dispatch(max_attempts=2), [PACS], finished)
     with contextlib.ExitStack() as stack:
         server = HttpServer(create_app(api, TOKEN), "127.0.0.1", 0, "api", pytest.fail)
         server.start()
@@ -101,7 +101,7 @@ def bundle(*objects: tuple[str, str, bytes], **facts) -> bytes:
 
 
 def good() -> bytes:
-    return bundle(("2.25.77", SEG, seg()))
+    return bundle(("SEG", "2.25.77", seg()))
 
 
 async def nothing(_scope: Any, _receive: Any, send: Any) -> None:
@@ -199,7 +199,7 @@ def test_a_segmentation_written_by_others_is_taken(name: str, site: Site) -> Non
     site.ledger.record(instance(1, series, study_uid=str(ds.StudyInstanceUID)))
     site.job = seal(site.ledger, series)
     fence = site.claim()
-    answer = site.put(fence, bundle((str(ds.SOPInstanceUID), SEG, path.read_bytes())))
+    answer = site.put(fence, bundle(("SEG", str(ds.SOPInstanceUID), path.read_bytes())))
     assert answer.status_code == 204, answer.text
 
 
@@ -330,7 +330,7 @@ def tarred(*members: tuple[tarfile.TarInfo | str, bytes]) -> bytes:
 
 
 def manifest(name: str = "0.dcm", **values) -> bytes:
-    entry = {"name": name, "sop_uid": "2.25.77", "sop_class_uid": SEG, "sha256": hashlib.sha256(seg()).hexdigest()}
+    entry = {"name": name, "sop_uid": "2.25.77", "form": "SEG", "sop_class_uid": uid.SegmentationStorage, "sha256": hashlib.sha256(seg()).hexdigest()}
     return json.dumps({"objects": [{**entry, **values}]}).encode()
 
 
@@ -360,24 +360,24 @@ BROKEN: dict[str, Callable[[], bytes]] = {
     "no objects": lambda: tarred(("result.json", b'{"objects": []}')),
     "objects are a number": lambda: tarred(("result.json", b'{"objects": 5}')),
     "objects are texts": lambda: tarred(("result.json", b'{"objects": ["x"]}')),
-    "65 objects": lambda: bundle(*[(f"2.25.{n}", SEG, b"x") for n in range(65)]),
+    "4097 objects": lambda: bundle(*[("SEG", f"2.25.{n}", b"x") for n in range(4097)]),
     "object is missing": lambda: tarred(("result.json", manifest())),
-    "one object twice": lambda: bundle(("2.25.77", SEG, seg()), ("2.25.77", SEG, seg())),
+    "one object twice": lambda: bundle(("SEG", "2.25.77", seg()), ("SEG", "2.25.77", seg())),
     "uid is a path": lambda: tarred(("result.json", manifest(sop_uid="../../../evil")), ("0.dcm", seg())),
-    "another uid": lambda: bundle(("2.25.78", SEG, seg())),
-    "another class": lambda: bundle(("2.25.77", str(uid.MRImageStorage), seg())),
-    "an image, not a result": lambda: bundle(("2.25.77", str(uid.MRImageStorage), seg(SOPClassUID=uid.MRImageStorage))),
-    "another series": lambda: bundle(("2.25.77", SEG, seg(series="1.2.9"))),
-    "another study": lambda: bundle(("2.25.77", SEG, seg(study="1.2.9"))),
-    "no series referenced": lambda: bundle(("2.25.77", SEG, seg(ReferencedSeriesSequence=[]))),
-    "no DICOM": lambda: bundle(("2.25.77", SEG, b"hello")),
+    "another uid": lambda: bundle(("SEG", "2.25.78", seg())),
+    "another class": lambda: bundle(("SR", "2.25.77", seg())),
+    "an image, not a result": lambda: bundle(("SEG", "2.25.77", seg(SOPClassUID=uid.MRImageStorage))),
+    "another series": lambda: bundle(("SEG", "2.25.77", seg(series="1.2.9"))),
+    "another study": lambda: bundle(("SEG", "2.25.77", seg(study="1.2.9"))),
+    "no series referenced": lambda: bundle(("SEG", "2.25.77", seg(ReferencedSeriesSequence=[]))),
+    "no DICOM": lambda: bundle(("SEG", "2.25.77", b"hello")),
     "symbolic link": lambda: tarred(("result.json", manifest()), (link(tarfile.SYMTYPE, "/etc/passwd"), b"")),
     "link to itself": lambda: tarred(("result.json", manifest()), (link(tarfile.SYMTYPE, "0.dcm"), b"")),
     "hard link": lambda: tarred(("result.json", manifest()), (link(tarfile.LNKTYPE, "result.json"), b"")),
     "folder": lambda: tarred(("result.json", manifest()), (link(tarfile.DIRTYPE, ""), b"")),
     "device": lambda: tarred(("result.json", manifest()), (link(tarfile.CHRTYPE, ""), b"")),
     "sparse": sparse,
-    "too large": lambda: bundle(("2.25.77", SEG, seg() + bytes(1_000_000))),
+    "too large": lambda: bundle(("SEG", "2.25.77", seg() + bytes(1_000_000))),
 }
 
 
@@ -415,7 +415,7 @@ def test_a_members_name_is_never_a_path(name: str, site: Site, tmp_path: Path) -
 
 def test_words_of_the_manifest_are_made_fit_for_every_database(site: Site) -> None:
     fence = site.claim()
-    assert site.put(fence, bundle(("2.25.77", SEG, seg()), note="a\0b\ud800c", model="x" * 999)).status_code == 204
+    assert site.put(fence, bundle(("SEG", "2.25.77", seg()), note="a\0b\ud800c", model="x" * 999)).status_code == 204
     job = site.ledger.job(site.job)
     assert (job.reason, len(job.model)) == ("a?b?c", 200)
 

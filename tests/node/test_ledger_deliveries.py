@@ -111,11 +111,11 @@ def test_results_without_a_destination_are_kept_and_sent_once_there_is_one(any_l
     found = any_ledger.job(job)
     assert (found.state, found.reason) == (S.SEGMENTED, "results are kept here: no destination is configured")
     assert "[[destinations]]" in found.next_step
-    any_ledger.recover_deliveries([], T0 + 50)
+    any_ledger.recover_deliveries({}, T0 + 50)
     assert any_ledger.due_deliveries(T0 + 1e6) == []
-    any_ledger.recover_deliveries(["pacs"], T0 + 60)
+    any_ledger.recover_deliveries({"pacs": ["SEG"]}, T0 + 60)
     (item,) = any_ledger.due_deliveries(T0 + 60)
-    any_ledger.recover_deliveries(["pacs", "other"], T0 + 61)
+    any_ledger.recover_deliveries({"pacs": ["SEG"], "other": ["SEG"]}, T0 + 61)
     assert any_ledger.due_deliveries(T0 + 61) == [item], "those that have an address keep it"
     any_ledger.start_sending(item.id, T0 + 62)
     any_ledger.sent(item.id, "stored", T0 + 63)

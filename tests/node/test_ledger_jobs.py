@@ -106,7 +106,7 @@ def zombies(ledger: Ledger, job: str, fence: int):
     """All that a worker may say under a fence."""
     return [
         lambda: ledger.heartbeat(job, fence, lease_s=60, progress=0.9, now=T0 + 90),
-        lambda: ledger.finish(job, fence, results(job, 2), ["pacs"], model="old", note="late", now=T0 + 90),
+        lambda: ledger.finish(job, fence, results(job, 2), {"pacs": ["SEG"]}, model="old", note="late", now=T0 + 90),
         lambda: ledger.fail(job, fence, S.FAILED, "segment", "late", "", now=T0 + 90),
         lambda: ledger.fail(job, fence, S.REJECTED, "segment", "late", "", now=T0 + 90),
         lambda: ledger.give_back(job, fence, "segment", "late", retry_after_s=0, max_attempts=3, now=T0 + 90),

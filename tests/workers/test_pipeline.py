@@ -98,7 +98,7 @@ def paths(tmp_path, small):
 
 def run(paths, manifest, engine, worker=None, progress=None, **options):
     pipeline = Pipeline(engine, manifest, worker or settings.Worker(), settings.Seg(), **options)
-    return pipeline.segment(paths, digest_of(paths), progress)
+    return pipeline.segment(paths, digest_of(paths), progress=progress)
 
 
 def test_a_bundle_tells_all_about_its_object(paths, manifest, small):
@@ -106,7 +106,7 @@ def test_a_bundle_tells_all_about_its_object(paths, manifest, small):
     bundle = run(paths, manifest, small.FormulaEngine(), progress=lambda done, total: told.append((done, total)))
     (result,) = bundle.objects
     dataset = dcmread(io.BytesIO(result.data))
-    assert (result.sop_uid, result.sop_class_uid) == (dataset.SOPInstanceUID, dataset.SOPClassUID)
+    assert (result.sop_uid, result.form) == (dataset.SOPInstanceUID, "SEG")
     assert result.sha256 == hashlib.sha256(result.data).hexdigest()
     assert result.name == "301.seg.dcm"
     assert set(bundle.timings_s) == {"read", "prepare", "select", "predict", "write", "check"}

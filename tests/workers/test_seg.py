@@ -15,6 +15,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSNearLossless, SegmentationStorage
 
 from node.errors import ConfigurationError, InvalidResult, Unsuitable
+from node.forms import DEFAULT, Form, Recipe
 from node.records import RESEARCH_NOTICE
 from node.settings import Seg
 from trt.manifest import Code as LabelCode
@@ -55,8 +56,8 @@ def mask(volume):
     return labels(volume.voxels.shape)
 
 
-def built(volume, mask, manifest, settings=None):
-    return write(build_segmentation(volume, mask, manifest, ENGINE, DIGEST, settings or Seg()))
+def built(volume, mask, manifest, settings=None, recipe=DEFAULT[0]):
+    return write(build_segmentation(volume, mask, manifest, ENGINE, DIGEST, settings or Seg(), recipe))
 
 
 def parsed(data):
@@ -127,7 +128,7 @@ def test_every_frame_names_the_source_image_it_lies_on(volume, mask, manifest):
 
 @pytest.mark.parametrize("omit", [True, False])
 def test_another_reader_places_it_by_geometry_on_the_source_grid(omit, volume, mask, manifest):
-    data = built(volume, mask, manifest, Seg(omit_empty_frames=omit))
+    data = built(volume, mask, manifest, recipe=Recipe(Form.SEG, all_frames=not omit))
     segmentation = hd.seg.segread(io.BytesIO(data))
     geometry = hd.VolumeGeometry(
         volume.affine, volume.voxels.shape, "PATIENT", frame_of_reference_uid=volume.frame_of_reference_uid
@@ -139,9 +140,9 @@ def test_another_reader_places_it_by_geometry_on_the_source_grid(omit, volume, m
 
 
 def test_dciodvfy_finds_no_fault(volume, mask, manifest, tmp_path, dciodvfy):
-    for name, settings in (("omit", Seg()), ("all", Seg(omit_empty_frames=False))):
-        path = tmp_path / f"{name}.dcm"
-        path.write_bytes(built(volume, mask, manifest, settings))
+    for recipe in (DEFAULT[0], Recipe(Form.SEG, all_frames=True)):
+        path = tmp_path / f"{recipe.key}.dcm"
+        path.write_bytes(built(volume, mask, manifest, recipe=recipe))
         assert dciodvfy(path) == []
 
 
@@ -154,8 +155,8 @@ def test_the_same_input_gives_the_same_bytes_at_another_time_and_on_another_host
 
 
 def test_uids_change_with_what_changes_the_result(volume, mask, manifest):
-    def uids(manifest=manifest, engine=ENGINE, digest=DIGEST, settings=None):
-        dataset = build_segmentation(volume, mask, manifest, engine, digest, settings or Seg())
+    def uids(manifest=manifest, engine=ENGINE, digest=DIGEST, settings=None, recipe=DEFAULT[0]):
+        dataset = build_segmentation(volume, mask, manifest, engine, digest, settings or Seg(), recipe)
         return dataset.SOPInstanceUID, dataset.SeriesInstanceUID, dataset.SegmentSequence[0].TrackingUID
 
     plain = uids()
@@ -164,10 +165,11 @@ def test_uids_change_with_what_changes_the_result(volume, mask, manifest):
         uids(engine={**ENGINE, "precision": "bf16"}),
         uids(engine={**ENGINE, "overlap": "0.25"}),
         uids(digest="0" * 64),
-        uids(settings=Seg(omit_empty_frames=False)),
+        uids(settings=Seg(series_description="another")),
+        uids(recipe=Recipe(Form.SEG, all_frames=True)),
     ]
-    assert len({plain[0], *(o[0] for o in others)}) == 6
-    assert len({plain[1], *(o[1] for o in others)}) == 6
+    assert len({plain[0], *(o[0] for o in others)}) == 7
+    assert len({plain[1], *(o[1] for o in others)}) == 7
     assert {plain[2], *(o[2] for o in others)} == {plain[2]}, "the structure keeps its tracking UID"
 
 
@@ -333,7 +335,7 @@ def test_slices_that_are_a_little_uneven_keep_their_positions_and_other_readers_
         dataset.ImagePositionPatient = [round(x + shift, 2), y, z]
     volume = read_series(datasets)
     mask = labels(volume.voxels.shape)
-    data = built(volume, mask, manifest, Seg(omit_empty_frames=False))
+    data = built(volume, mask, manifest, recipe=Recipe(Form.SEG, all_frames=True))
     check_segmentation(data, volume, mask, manifest)
     written = {
         tuple(g.PlanePositionSequence[0].ImagePositionPatient) for g in parsed(data).PerFrameFunctionalGroupsSequence
