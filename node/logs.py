@@ -32,7 +32,7 @@ def configure(level: str = "INFO", form: str = "plain") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else logging.Formatter(_PLAIN))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for name in ("httpx", "httpcore", "uvicorn", "alembic"):
+    for name in ("httpx", "httpcore", "uvicorn", "alembic", "dicomweb_client", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # These quote values of a header, which may be a patient's, or of a request, with its line breaks.
     for name in ("pydicom", "highdicom", "openjpeg", "pynetdicom.utils", "pynetdicom.dul"):

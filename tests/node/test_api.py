@@ -25,7 +25,7 @@ from node.api import WorkerApi, create_app
 from node.bundle import pack_result, tar_stream
 from node.http import HttpServer
 from node.ledger import Ledger
-from node.records import JobState
+from node.records import RESEARCH_NOTICE, JobState
 from node.settings import Api, Destination, Dispatch
 from node.spool import Spool
 from tests.authority import Authority
@@ -169,13 +169,14 @@ def test_a_result_said_twice_is_taken_once(site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["liver", "partial_overlaps"])
 def test_a_segmentation_written_by_others_is_taken(name: str, site: Site) -> None:
-    path = real_data("seg_by_others", f"{name}.dcm")
-    ds = pydicom.dcmread(path, stop_before_pixels=True)
+    ds = pydicom.dcmread(real_data("seg_by_others", f"{name}.dcm"))
     series = str(ds.ReferencedSeriesSequence[0].SeriesInstanceUID)
+    ds.ContentDescription, whole = RESEARCH_NOTICE, io.BytesIO()
+    ds.save_as(whole)
     site.ledger.record(instance(1, series, study_uid=str(ds.StudyInstanceUID)))
     site.job = seal(site.ledger, series)
     fence = site.claim()
-    answer = site.put(fence, bundle(("SEG", str(ds.SOPInstanceUID), path.read_bytes())))
+    answer = site.put(fence, bundle(("SEG", str(ds.SOPInstanceUID), whole.getvalue())))
     assert answer.status_code == 204, answer.text
 
 
@@ -306,7 +307,13 @@ def tarred(*members: tuple[tarfile.TarInfo | str, bytes]) -> bytes:
 
 
 def manifest(name: str = "0.dcm", **values) -> bytes:
-    entry = {"name": name, "sop_uid": "2.25.77", "form": "SEG", "sop_class_uid": uid.SegmentationStorage, "sha256": hashlib.sha256(seg()).hexdigest()}
+    entry = {
+        "name": name,
+        "sop_uid": "2.25.77",
+        "form": "SEG",
+        "sop_class_uid": uid.SegmentationStorage,
+        "sha256": hashlib.sha256(seg()).hexdigest(),
+    }
     return json.dumps({"objects": [{**entry, **values}]}).encode()
 
 
