@@ -34,8 +34,7 @@ _DUPLICATE = 0x0111
 # PS3.7 C.5.6 "SOP class not supported", and 0xA8xx, which earlier editions of PS3.4 B.2.3 had for it. Not 0xA9xx, "data
 # set does not match SOP class": who says so takes the class, and finds fault with this one object.
 _CLASS_NOT_SUPPORTED, _CLASS_NOT_SUPPORTED_BEFORE = 0x0122, 0xA8
-# PS3.8 table 9-18: a context refused because of its transfer syntaxes.
-_SYNTAXES_NOT_SUPPORTED = 0x04
+_SYNTAXES_NOT_SUPPORTED = 0x04  # PS3.8 table 9-18: why a context is refused
 _MAX_CONTEXTS = 128
 
 
@@ -146,6 +145,8 @@ def _raise_unassociated(association: Association, peer: Address, as_scp: Sequenc
     if association.rejected_contexts:
         if as_scp:
             raise PeerRefused(f"{peer} does not accept {UID(as_scp[0]).name}", "let it accept that from our AE title")
+        if all(context.result == _SYNTAXES_NOT_SUPPORTED for context in association.rejected_contexts):
+            raise ClassRefused(f"{peer} accepts none of the transfer syntaxes we propose", "set compression to none")
         raise ClassRefused(f"{peer} accepts none of the SOP classes that we propose", "let it accept them")
     if not association.is_rejected:
         # By TLS 1.3 a peer finds our certificate bad only when we believe the handshake done, and then just closes.

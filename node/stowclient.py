@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,6 @@ _CONNECT_S = 10.0
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 # One object a request, and its length told: not every service takes a body in chunks.
 _NEVER_IN_CHUNKS = 1 << 62
-
-
-class _Answer(Exception):
-    """What the service said; raised past the library."""
-
-    def __init__(self, status: int, media_type: str, body: bytes) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
-        self.media_type = media_type
-        self.body = body
 
 
 @dataclass(frozen=True)
@@ -109,38 +100,37 @@ class StowService:
             Likewise: the file cannot be read.
         """
         with requests.Session() as session:
-            self._prepare(session, timeout_s)
+            answers = _Answers(timeout_s)
+            self._prepare(session, answers)
             client = DICOMwebClient(
                 self.url, session=session, chunk_size=_NEVER_IN_CHUNKS, timeout=(min(_CONNECT_S, timeout_s), timeout_s)
             )
             client.set_http_retry_params(retry=False)
-            yield lambda outgoing: self._send(client, outgoing, timeout_s)
+            yield lambda outgoing: self._send(client, answers, outgoing, timeout_s)
 
-    def _prepare(self, session: requests.Session, timeout_s: float) -> None:
+    def _prepare(self, session: requests.Session, answers: _Answers) -> None:
         session.trust_env = False  # neither proxies nor passwords nor authorities that the environment names
         session.auth = _Bearer(self.bearer())
         session.headers["Accept"] = "application/dicom+json"
-        session.hooks["response"] = [lambda response, **_: _read(response, timeout_s)]
+        session.hooks["response"] = [answers]
         session.proxies = {"http": self.proxy, "https": self.proxy} if self.proxy else {}
         context = client_context(self.security)
         if context is not None:
             session.mount("https://", _OurTls(context, self.security.tls_server_name))
 
-    def _send(self, client: DICOMwebClient, outgoing: Outgoing, timeout_s: float) -> str:
+    def _send(self, client: DICOMwebClient, answers: _Answers, outgoing: Outgoing, timeout_s: float) -> str:
         try:
             with warnings.catch_warnings():
                 # pydicom warns of values another system encoded oddly; they are sent as they are.
                 warnings.simplefilter("ignore", UserWarning)
                 client.store_instances([pydicom.dcmread(outgoing.path)])
-        except _Answer as answer:
-            return judge(str(self), outgoing.sop_uid, answer.status, answer.media_type, answer.body)
         except requests.exceptions.Timeout as error:
             raise PeerUnavailable(f"{self} does not answer within {timeout_s:g} s", "check that it runs") from error
         except requests.exceptions.RequestException as error:
             raise self._unreached(error) from error
         except UNREADABLE as error:
             raise InvalidInstance(f"{outgoing.path.name} cannot be read ({type(error).__name__})", "") from error
-        raise AssertionError("an answer is always raised")
+        return judge(str(self), outgoing.sop_uid, answers.status, answers.media_type, answers.body)
 
     def _unreached(self, error: Exception) -> PeerUnavailable:
         secured = next((e for e in _causes(error) if isinstance(e, ssl.SSLError)), None)
@@ -186,18 +176,28 @@ class _OurTls(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"  # and not, as by default, with all authorities that the library brings
 
 
-def _read(response: requests.Response, timeout_s: float) -> None:
-    """Read an answer, as far as it may go, and raise it."""
-    give_up, body = time.monotonic() + timeout_s, bytearray()
-    for chunk in response.iter_content(1 << 14):
-        body += chunk
-        if len(body) > LONGEST:
-            response.close()
-            break
-        if time.monotonic() > give_up:
-            response.close()
-            raise requests.exceptions.ReadTimeout
-    raise _Answer(response.status_code, response.headers.get("Content-Type", ""), bytes(body))
+class _Answers:
+    """Reads each answer, as far as it may go, and leaves the library one that says nothing in its place."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self.status, self.media_type, self.body = 0, "", b""
+
+    def __call__(self, response: requests.Response, **_: Any) -> requests.Response:
+        give_up, body = time.monotonic() + self._timeout_s, bytearray()
+        for chunk in response.iter_content(1 << 14):
+            body += chunk
+            if len(body) > LONGEST:
+                response.close()
+                break
+            if time.monotonic() > give_up:
+                response.close()
+                raise requests.exceptions.ReadTimeout
+        self.status, self.body = response.status_code, bytes(body)
+        self.media_type = response.headers.get("Content-Type", "")
+        silent = requests.Response()
+        silent.status_code, silent.raw = 200, BytesIO()
+        return silent
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

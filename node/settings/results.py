@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from node.forms import SEGMENTATIONS, Compression, Form
 from node.settings.base import AETitle, SecretUrl, Section, Secured
+from node.urls import Url
 
 
 class Seg(Section):
@@ -52,7 +53,7 @@ class Destination(Secured):
             raise ValueError("must read https://host[:port][/path], or http://…")
         if parts.query or parts.fragment or any(not "!" <= c <= "~" for c in url):
             raise ValueError("must be an address alone: no query, no spaces")
-        return url.rstrip("/")
+        return Url(url.rstrip("/"))
 
     @model_validator(mode="after")
     def _whole_client_tls(self) -> Self:
