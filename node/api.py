@@ -12,21 +12,23 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from node.apirequests import Beat, ClaimRequest, Failure, Greeting
 from node.bundle import tar_stream, unpack_result
 from node.errors import InvalidResult, LeaseLost, NotFound, OutOfDisk, PennodeError, Permanent, Retryable
 from node.forms import demanded, rungs
+from node.inspection import Origin
 from node.ledger import Ledger
 from node.logs import printable
-from node.records import JobState, Result, Worker
+from node.records import Job, JobState, Result, Worker
 from node.settings import Api, Destination, Dispatch
 from node.spool import Spool
 
@@ -40,43 +42,6 @@ _STATUS: list[tuple[type[PennodeError], int]] = [
     (Retryable, 503),
     (Permanent, 400),
 ]
-
-
-# One line of plain text: what a database, a log line or a terminal would stumble over is shown as '?'.
-Line = Annotated[str, AfterValidator(lambda text: printable(text, len(text)))]
-Fence = Annotated[int, Field(ge=0, lt=1 << 31)]
-
-
-class Greeting(BaseModel):
-    """A worker says that it lives."""
-
-    worker: Line = Field(min_length=1, max_length=128)
-    version: Line = Field("", max_length=64)
-    device: Line = Field("", max_length=200)
-    model: Line = Field("", max_length=200)
-
-
-class ClaimRequest(BaseModel):
-    """A worker asks for a job."""
-
-    worker: Line = Field(min_length=1, max_length=64)
-
-
-class Beat(BaseModel):
-    """A worker renews its lease; `progress` runs from 0 to 1."""
-
-    fence: Fence
-    progress: float = Field(0.0, ge=0, le=1)
-
-
-class Failure(BaseModel):
-    """A worker gives a job back. `kind`: ``retryable``, ``rejected`` (the series is unsuitable) or ``failed``."""
-
-    fence: Fence
-    kind: str = Field(pattern="^(retryable|rejected|failed)$")
-    stage: Line = Field("segment", max_length=32)
-    reason: Line = Field(min_length=1, max_length=2000)
-    next_step: Line = Field("", max_length=2000)
 
 
 class WorkerApi:
@@ -104,6 +69,7 @@ class WorkerApi:
         self._destinations = {d.name: [r.key for r in rungs(d)[0]] for d in destinations}
         self._demanded = tuple(recipe.key for recipe in demanded(destinations))
         self._finished = finished
+        self._started_at = time.time()
 
     async def greet(self, request: Request) -> Response:
         """Note that a worker lives."""
@@ -149,6 +115,23 @@ class WorkerApi:
         files = [(f"{sop_uid}.dcm", self._spool.path(relative)) for sop_uid, relative in paths]
         return StreamingResponse(tar_stream(files), media_type="application/x-tar")
 
+    async def earlier(self, request: Request) -> Response:
+        """Send the newest earlier segmentation of the same frame of reference, as one Part-10 file; 204: there is none.
+
+        The node knows no patients: the worker has to see whether it is the same one.
+        """
+        job_id, fence = request.path_params["job_id"], _fence(request)
+        relative = await run_in_threadpool(self._ledger.earlier_result, job_id, fence)
+        try:
+            if relative is not None:
+                self._spool.open_size(relative)
+        except NotFound:
+            log.warning("an earlier result for job=%s is not in the spool any more", printable(job_id))
+            relative = None
+        if relative is None:
+            return Response(status_code=204)
+        return FileResponse(self._spool.path(relative), media_type="application/dicom")
+
     async def result(self, request: Request) -> Response:
         """Take the result bundle: to disk first, then into the ledger."""
         job_id, fence = request.path_params["job_id"], _fence(request)
@@ -193,9 +176,12 @@ class WorkerApi:
 
     def _take(self, job_id: str, fence: int, scratch: Path) -> None:
         found = self._ledger.job(job_id)
-        files, manifest = unpack_result(
-            scratch / "bundle.tar", scratch, series_uid=found.series_uid, study_uid=found.study_uid
-        )
+        origin = Origin(found.study_uid, found.series_uid, self._ledger.source_uids(found.id))
+        try:
+            files, manifest = unpack_result(scratch / "bundle.tar", scratch, origin, self._demanded)
+        except InvalidResult:
+            self._give_back_if_older(found, fence)
+            raise
         results = [
             Result(
                 sop_uid=f.sop_uid, sop_class_uid=f.sop_class_uid, job_id=found.id,
@@ -213,6 +199,21 @@ class WorkerApi:
             self._spool.remove_results(found.id, fence)
             raise
         log.info("segmented job=%s objects=%d", found.id, len(results))
+
+    def _give_back_if_older(self, found: Job, fence: int) -> None:
+        """Have a job done again that was claimed before this start: it was told what destinations wanted then.
+
+        Raises
+        ------
+        LeaseLost
+            It was.
+        """
+        if found.state is JobState.RUNNING and found.updated_at < self._started_at:
+            self._ledger.give_back(
+                found.id, fence, "result", "it was claimed before the node started anew, and does not fit any more",
+                retry_after_s=0.0, max_attempts=self._rules.max_attempts, now=time.time(),
+            )  # fmt: skip
+            raise LeaseLost("the node was started anew, and the job is done again")
 
 
 def _fence(request: Request) -> int:
@@ -263,6 +264,7 @@ def create_app(api: WorkerApi, token: str) -> Starlette:
             Route(f"{job}/claim", api.claim, methods=["POST"]),
             Route(f"{job}/heartbeat", api.heartbeat, methods=["POST"]),
             Route(f"{job}/input", api.input, methods=["GET"]),
+            Route(f"{job}/earlier", api.earlier, methods=["GET"]),
             Route(f"{job}/result", api.result, methods=["PUT"]),
             Route(f"{job}/fail", api.fail, methods=["POST"]),
         ],

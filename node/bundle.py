@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-import pydicom
 from node.errors import Damaged, InvalidResult, OutOfDisk
-from node.forms import SOP_CLASSES, Recipe
-from node.header import UNREADABLE
+from node.forms import SEGMENTATIONS, SOP_CLASSES, Recipe
+from node.inspection import Origin, check_forms, inspect
 from node.records import is_uid
 
 MANIFEST = "result.json"
@@ -50,14 +49,20 @@ def tar_stream(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
 
 
 def unpack_result(
-    archive: Path, folder: Path, *, series_uid: str, study_uid: str
+    archive: Path, folder: Path, origin: Origin, wanted: Collection[str]
 ) -> tuple[list[ResultFile], dict[str, Any]]:
-    """Unpack a worker's bundle into `folder` and check that it is what it says, and belongs to this series.
+    """Unpack a worker's bundle into `folder` and check that it is what it says, what was asked for, and of this series.
+
+    `wanted` are the keys of the recipes. Objects are read one at a time, and no more of each than is checked.
 
     Raises
     ------
     InvalidResult
-        It is no bundle, a digest differs, or an object is of another class, study or series.
+        It is no bundle, holds too little or too much, or an object did not pass `node.inspection`.
+    Damaged
+        A digest differs.
+    OutOfDisk
+        It cannot be unpacked.
     """
     try:
         with tarfile.open(archive, mode="r:") as tar:
@@ -65,6 +70,7 @@ def unpack_result(
             objects = manifest["objects"]
             if not 0 < len(objects) <= _MAX_OBJECTS:
                 raise InvalidResult(f"a bundle of {len(objects)} objects", f"it must hold 1 to {_MAX_OBJECTS}")
+            check_forms([str(entry["form"]) for entry in objects], wanted)
             files = [_extract(tar, folder, entry) for entry in objects]
     except OSError as error:
         raise OutOfDisk(f"the result cannot be unpacked ({error.strerror})", "free some space") from error
@@ -72,8 +78,10 @@ def unpack_result(
         raise InvalidResult(f"the result bundle cannot be read ({type(error).__name__})", "check the worker") from error
     if len({file.sop_uid for file in files}) < len(files):
         raise InvalidResult("the result bundle names one object twice", "check the worker")
-    for file in files:
-        _check_object(file, series_uid, study_uid)
+    recipes = [Recipe.parse(file.form) for file in files]
+    segmentations = {r.key: file.sop_uid for r, file in zip(recipes, files, strict=True) if r.form in SEGMENTATIONS}
+    for file, recipe in zip(files, recipes, strict=True):
+        inspect(file.path, file.sop_class_uid, file.sop_uid, recipe, origin, segmentations)
     return files, manifest
 
 
@@ -113,32 +121,18 @@ def _extract(tar: tarfile.TarFile, folder: Path, entry: dict[str, Any]) -> Resul
     return ResultFile(target, sop_uid, sop_class, size, digest.hexdigest(), form)
 
 
-def _check_object(file: ResultFile, series_uid: str, study_uid: str) -> None:
-    try:
-        ds = pydicom.dcmread(
-            file.path,
-            stop_before_pixels=True,
-            specific_tags=["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "ReferencedSeriesSequence"],
-        )
-        referenced = [str(item.SeriesInstanceUID) for item in ds.ReferencedSeriesSequence]
-        found = (str(ds.SOPInstanceUID), str(ds.SOPClassUID), str(ds.StudyInstanceUID))
-    except UNREADABLE as error:
-        raise InvalidResult(f"a result object is not usable ({type(error).__name__})", "check the worker") from error
-    if found[:2] != (file.sop_uid, file.sop_class_uid):
-        raise InvalidResult("a result object is not the one its manifest names", "check the worker")
-    if found[2] != study_uid or series_uid not in referenced:
-        raise InvalidResult("a result object belongs to another study or series", "check the worker")
-
-
 def pack_result(objects: Iterable[tuple[str, str, bytes]], facts: dict[str, Any]) -> Iterator[bytes]:
     """Yield the bundle of `(key of the recipe, SOP Instance UID, Part-10 bytes)` objects, and `facts` beside them."""
     listed = list(objects)
     manifest = facts | {
         "objects": [
             {
-                "name": f"{n}.dcm", "form": form, "sop_class_uid": SOP_CLASSES[Recipe.parse(form).form], "sop_uid": sop,
+                "name": f"{n}.dcm",
+                "form": form,
+                "sop_class_uid": SOP_CLASSES[Recipe.parse(form).form],
+                "sop_uid": sop,
                 "sha256": hashlib.sha256(data).hexdigest(),
-            }  # fmt: skip
+            }
             for n, (form, sop, data) in enumerate(listed)
         ]
     }

@@ -92,7 +92,8 @@ def _explain(error: Any, where: str) -> str:
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), _keys_at(loc[:-1]), 1, 0.4)
         return f"unknown setting {name}{where}" + (f"; did you mean {near[0]}?" if near else "")
-    if isinstance(error["input"], BaseModel | dict | SecretStr) or "token" in name or "url" in name:
+    secret_kind = any(kind in name for kind in ("token", "url", "proxy"))
+    if isinstance(error["input"], BaseModel | dict | SecretStr) or secret_kind:
         return f"setting {name}{where}: {error['msg']}"
     return f"setting {name}{where}: {error['msg']} (it is {masked(repr(error['input']))})"
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from node.configuration import load
 from node.errors import ConfigurationError
+from node.forms import in_words
 from node.records import Job, JobState, is_uid
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ def jobs_show(
         return
     job = ledger.job(ledger.newest_job(job_id) if is_uid(job_id) else job_id)
     journal, deliveries = ledger.journal(job.id), ledger.deliveries(job.id)
-    more = {"journal": [vars(e) for e in journal], "deliveries": [vars(d) for d in deliveries]}
+    more = {
+        "journal": [vars(e) for e in journal],
+        "deliveries": [vars(d) | {"what": in_words(d.form)} for d in deliveries],
+    }
     _say_facts(job.to_json(), ledger.weighings_of(job), more, as_json)
     if as_json:
         return
@@ -86,7 +90,11 @@ def jobs_show(
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
         typer.echo(f"{stamp}  {entry.subject:9} {entry.before or '-':10} -> {entry.after:10} {entry.by}: {entry.text}")
     for item in deliveries:
-        typer.echo(f"to {item.destination}: {item.state} after {item.attempts} attempt(s) {item.reason}")
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.updated_at))
+        typer.echo(
+            f"{stamp}  to {item.destination}: {in_words(item.form)}, rung {item.rung + 1}: {item.state} after "
+            f"{item.attempts} attempt(s) {item.reason}"
+        )
 
 
 def services(

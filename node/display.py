@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from node.evidence import Weight
+from node.forms import in_words
 from node.ledger import CommitmentState, StepState
 from node.logs import printable
 from node.records import FINISHED, JOB_MOVES, RESEARCH_NOTICE, UNFINISHED, DeliveryState, Job, JobState
@@ -105,5 +106,5 @@ def templates() -> jinja2.Environment:
         notice=RESEARCH_NOTICE, states=STATES, tones=DELIVERY_TONES, commitment_tones=COMMITMENT_TONES,
         step_tones=STEP_TONES, weights=EVIDENCE_TONES,
     )  # fmt: skip
-    environment.filters.update(peer=lambda text: printable(text, 256), clock=clock, span=span)
+    environment.filters.update(form=in_words, peer=lambda text: printable(text, 256), clock=clock, span=span)
     return environment

@@ -18,6 +18,7 @@
         ├── ProtocolViolation     a peer breaks the upper layer protocol, or one of its limits
         ├── Unsuitable            geometry or pixels of a series cannot be segmented
         ├── PeerRefused           the peer answers, and says no
+        │   └── ClassRefused      it takes no object of this kind at all
         ├── LeaseLost             another worker holds this job by now
         ├── InvalidResult         a result bundle does not belong to its job, or is no valid object
         ├── EngineFailure         the network cannot be loaded or gives no usable answer
@@ -118,6 +119,10 @@ class Unsuitable(Permanent):
 
 class PeerRefused(Permanent):
     """Raised when the peer answers, and says no."""
+
+
+class ClassRefused(PeerRefused):
+    """Raised when the peer takes no object of this SOP class, or none so encoded, whatever is in it."""
 
 
 class LeaseLost(Permanent):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from node.settings import Destination
 
 Compression = Literal["none", "rle", "deflated"]
-_COMPRESSIONS = get_args(Compression)
+_COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
 
 class Form(StrEnum):
@@ -51,6 +51,18 @@ SOP_CLASSES: dict[Form, str] = {
     Form.SC_MULTIFRAME: str(MultiFrameTrueColorSecondaryCaptureImageStorage),
     Form.RTSTRUCT: str(RTStructureSetStorage),
     Form.GSPS: str(GrayscaleSoftcopyPresentationStateStorage),
+}
+
+
+_WORDS: dict[Form, str] = {
+    Form.SEG: "segmentation",
+    Form.LABELMAP: "label map segmentation",
+    Form.FRACTIONAL: "fractional segmentation",
+    Form.SR: "measurement report",
+    Form.SC: "secondary capture",
+    Form.SC_MULTIFRAME: "multi-frame secondary capture",
+    Form.RTSTRUCT: "RT structure set",
+    Form.GSPS: "presentation state",
 }
 
 
@@ -86,7 +98,7 @@ class Recipe:
         """
         head, _, of = key.partition(":")
         word, *options = head.split("+")
-        compression = [option for option in options if option in _COMPRESSIONS]
+        compression = [option for option in _COMPRESSIONS if option in options]
         recipe = cls(Form(word), "all-frames" in options, compression[0] if compression else "none", of)
         if of:
             parse_segmentation(of)
@@ -101,6 +113,34 @@ def parse_segmentation(key: str) -> Recipe:
     if recipe.form not in SEGMENTATIONS:
         raise ValueError(f"{key[:64]!r} is no segmentation")
     return recipe
+
+
+def in_words(key: str) -> str:
+    """Return what a key names in words for people, as in ``segmentation (BINARY)``; the key where it names nothing."""
+    try:
+        recipe = Recipe.parse(key)
+    except ValueError:
+        return key[:64]
+    options = ["BINARY"] if recipe.form is Form.SEG else []
+    options += ["all frames"] if recipe.all_frames else []
+    options += [recipe.compression] if recipe.compression != "none" else []
+    return f"{_WORDS[recipe.form]} ({', '.join(options)})" if options else _WORDS[recipe.form]
+
+
+def short(keys: Iterable[str]) -> str:
+    """Return the forms that keys name, without their options: ``SEG and SR``."""
+    names = list(dict.fromkeys(key.partition(":")[0].partition("+")[0] for key in keys))
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def leads(rung: Iterable[str]) -> frozenset[str]:
+    """Return those of a rung's keys that the rung is for: where a destination takes one not, it needs the next rung.
+
+    They are its segmentations; on a rung without any, what shows the mask first. A report shows none.
+    """
+    recipes = [recipe for recipe in map(Recipe.parse, rung) if recipe.form is not Form.SR]
+    segmentations = [recipe.key for recipe in recipes if recipe.form in SEGMENTATIONS]
+    return frozenset(segmentations or [recipe.key for recipe in recipes[:1]])
 
 
 def rungs(destination: Destination) -> tuple[tuple[Recipe, ...], ...]:

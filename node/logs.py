@@ -32,10 +32,11 @@ def configure(level: str = "INFO", form: str = "plain") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else logging.Formatter(_PLAIN))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for name in ("httpx", "httpcore", "uvicorn", "alembic"):
+    for name in ("httpx", "httpcore", "uvicorn", "alembic", "dicomweb_client", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # These quote values of a header, which may be a patient's, or of a request, with its line breaks.
-    for name in ("pydicom", "highdicom", "openjpeg", "pynetdicom.utils", "pynetdicom.dul"):
+    # These quote values of a header, which may be a patient's, or of a request, with its line breaks; the first of them
+    # tells each failure by a traceback.
+    for name in ("retrying", "pydicom", "highdicom", "openjpeg", "pynetdicom.utils", "pynetdicom.dul"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("pynetdicom").setLevel(logging.ERROR)
 

@@ -6,16 +6,17 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_role
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
-from node.errors import InvalidInstance, PeerRefused, PeerUnavailable
+from node.errors import ClassRefused, InvalidInstance, PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
 from node.records import is_uid
 from node.settings import Secured
@@ -28,7 +29,12 @@ _USER_REJECTS = {
     3: ("it does not know our AE title", "add our AE title to the peer's configuration"),
     7: ("it does not know the AE title we called", "check the destination's ae_title"),
 }
+_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _DUPLICATE = 0x0111
+# PS3.7 C.5.6 "SOP class not supported", and 0xA8xx, which earlier editions of PS3.4 B.2.3 had for it. Not 0xA9xx, "data
+# set does not match SOP class": who says so takes the class, and finds fault with this one object.
+_CLASS_NOT_SUPPORTED, _CLASS_NOT_SUPPORTED_BEFORE = 0x0122, 0xA8
+_SYNTAXES_NOT_SUPPORTED = 0x04  # PS3.8 table 9-18: why a context is refused
 _MAX_CONTEXTS = 128
 
 
@@ -44,6 +50,12 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"
+
+    @contextlib.contextmanager
+    def opened(self, files: Sequence[Outgoing], timeout_s: float) -> Iterator[Callable[[Outgoing], str]]:
+        """Open an association for these files, and yield what sends one of them; raises as `associate` and `send`."""
+        with associate(self, contexts_for(files), timeout_s) as association:
+            yield partial(send, association)
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ def associate(
     PeerUnavailable
         Nobody answers, or the peer rejects us for now.
     PeerRefused
-        The peer rejects us for good, with its reason in words.
+        The peer rejects us for good, with its reason in words; `ClassRefused`: it accepts no presentation context.
     ConfigurationError
         A file that its `security` names cannot be used.
     """
@@ -133,7 +145,9 @@ def _raise_unassociated(association: Association, peer: Address, as_scp: Sequenc
     if association.rejected_contexts:
         if as_scp:
             raise PeerRefused(f"{peer} does not accept {UID(as_scp[0]).name}", "let it accept that from our AE title")
-        raise PeerRefused(f"{peer} accepts none of the SOP classes that we propose", "let it accept them")
+        if all(context.result == _SYNTAXES_NOT_SUPPORTED for context in association.rejected_contexts):
+            raise ClassRefused(f"{peer} accepts none of the transfer syntaxes we propose", "set compression to none")
+        raise ClassRefused(f"{peer} accepts none of the SOP classes that we propose", "let it accept them")
     if not association.is_rejected:
         # By TLS 1.3 a peer finds our certificate bad only when we believe the handshake done, and then just closes.
         whether = "; whether it takes our TLS certificate" if peer.security.tls else ""
@@ -195,11 +209,14 @@ def send(association: Association, outgoing: Outgoing) -> str:
     ------
     PeerUnavailable
         The association broke, or the peer is out of resources (0xA7xx).
+    ClassRefused
+        The peer accepted no presentation context for it, or answered that it takes no object of its SOP class.
     PeerRefused
-        The peer does not take this class of object, or answered with a failure.
+        The peer answered with another failure.
     InvalidInstance
-        The file cannot be read.
+        The file cannot be read, or not be encoded.
     """
+    _check_context(association, outgoing)
     with warnings.catch_warnings():
         # pydicom warns of values another system encoded oddly; they are sent as they are.
         warnings.simplefilter("ignore", UserWarning)
@@ -210,9 +227,7 @@ def send(association: Association, outgoing: Outgoing) -> str:
         try:
             response = association.send_c_store(ds)
         except ValueError as error:
-            raise PeerRefused(
-                "it accepts no presentation context for this object", "let the destination accept its SOP class"
-            ) from error
+            raise InvalidInstance(f"{outgoing.path.name} cannot be encoded", "report it") from error
         except AttributeError as error:
             raise InvalidInstance(f"{outgoing.path.name} is not a whole DICOM file", "") from error
         except RuntimeError as error:
@@ -228,24 +243,40 @@ def send(association: Association, outgoing: Outgoing) -> str:
         return f"stored with a warning (0x{status:04X})"
     if status >> 8 == 0xA7:
         raise PeerUnavailable(f"the peer is out of resources (0x{status:04X})", "free its disk")
+    if status == _CLASS_NOT_SUPPORTED or status >> 8 == _CLASS_NOT_SUPPORTED_BEFORE:
+        raise ClassRefused(f"the peer answered 0x{status:04X}, SOP class not supported", "let it accept the class")
     raise PeerRefused(f"the peer answered 0x{status:04X}", "look into the peer's log")
+
+
+def _check_context(association: Association, outgoing: Outgoing) -> None:
+    """Raise `ClassRefused` where no accepted context fits a file, which is told apart from one that cannot be sent."""
+    wanted = outgoing.transfer_syntax_uid
+    fitting = {wanted, *_instead_of(wanted)}
+    mine = [c for c in association.accepted_contexts if c.abstract_syntax == outgoing.sop_class_uid]
+    if any(syntax in fitting for context in mine for syntax in context.transfer_syntax):
+        return
+    name = UID(outgoing.sop_class_uid).name
+    refused = [c.result for c in association.rejected_contexts if c.abstract_syntax == outgoing.sop_class_uid]
+    if mine or _SYNTAXES_NOT_SUPPORTED in refused:
+        raise ClassRefused(
+            f"it accepts no presentation context for {name} in {UID(wanted).name}", "set compression to none"
+        )
+    raise ClassRefused(f"it accepts no presentation context for {name}", "let the destination accept its SOP class")
 
 
 def contexts_for(files: Sequence[Outgoing]) -> list[PresentationContext]:
     """Return one presentation context for each pair of SOP class and transfer syntax, as the files are encoded.
 
-    Uncompressed files are offered in both little endian syntaxes: every peer must take Implicit VR (PS3.5 10.1).
+    Uncompressed and deflated files are offered in both little endian syntaxes too: every peer must take Implicit VR
+    (PS3.5 10.1), and pynetdicom encodes them anew.
     """
     pairs = dict.fromkeys((f.sop_class_uid, f.transfer_syntax_uid) for f in files)
-    plain = {ExplicitVRLittleEndian, ImplicitVRLittleEndian}
-    contexts: list[PresentationContext] = []
-    for sop_class, syntax in pairs:
-        contexts.append(build_context(sop_class, syntax))
-        if syntax in plain:
-            contexts.extend(
-                build_context(sop_class, other) for other in plain - {syntax} if (sop_class, other) not in pairs
-            )
-    return contexts[:_MAX_CONTEXTS]
+    pairs |= dict.fromkeys((c, other) for c, syntax in list(pairs) for other in _instead_of(syntax))
+    return [build_context(sop_class, syntax) for sop_class, syntax in pairs][:_MAX_CONTEXTS]
+
+
+def _instead_of(syntax: str) -> tuple[str, ...]:
+    return _PLAIN if syntax in (*_PLAIN, DeflatedExplicitVRLittleEndian) else ()
 
 
 def send_files(

@@ -25,10 +25,9 @@ from node.assembly import Assembler
 from node.census import censuses
 from node.commitment import StorageCommitment
 from node.configuration import secret
-from node.delivery import Courier, addresses
+from node.delivery import Courier, carriers, ladders
 from node.dispatch import Dispatcher, celery_publisher
 from node.errors import ConfigurationError, LedgerUnavailable, OutOfDisk
-from node.forms import rungs
 from node.http import HttpServer
 from node.keeper import WorkerKeeper
 from node.ledger import Ledger
@@ -101,8 +100,7 @@ class Node:
             log.warning("%d file(s) that the ledger does not know now lie in %s", moved, spool.path("unknown"))
         # A clock that was ahead while we were down leaves times that lie in the future.
         ledger.clamp_times(time.time(), settings.dispatch.lease_s)
-        first = {d.name: [recipe.key for recipe in rungs(d)[0]] for d in settings.destinations}
-        ledger.recover_deliveries(first, time.time())
+        ledger.recover_deliveries({name: ladder[0] for name, ladder in ladders(settings).items()}, time.time())
 
         commitment = StorageCommitment(
             ledger, spool, settings.commitment, released=lambda: self._wake("storage commitment")
@@ -110,7 +108,14 @@ class Node:
         changed = partial(self._wake, "assembly")
         door = Door(ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment)
         self._add_loops(ledger, spool, door, commitment)
-        api = WorkerApi(ledger, spool, settings.api, settings.dispatch, settings.destinations, finished=lambda: self._wake("delivery"))
+        api = WorkerApi(
+            ledger,
+            spool,
+            settings.api,
+            settings.dispatch,
+            settings.destinations,
+            finished=lambda: self._wake("delivery"),
+        )
         self._serve_http(ledger, spool, door, api, stack)
         stack.callback(stop_all, list(self._loops.values()))
         for loop in self._loops.values():
@@ -148,11 +153,13 @@ class Node:
         }
         for census in asked.values():
             parts[f"count at {census.name}"] = census.tick
-        peers = addresses(settings)
+        peers, whole = carriers(settings), ladders(settings)
         # The courier without a destination of its own says of the others' that nobody is named so any more.
         parts["delivery"] = Courier(ledger, spool, peers, settings.delivery, excluding=tuple(peers)).tick
         for name in peers:
-            parts[f"delivery to {name}"] = Courier(ledger, spool, peers, settings.delivery, only=name).tick
+            parts[f"delivery to {name}"] = Courier(
+                ledger, spool, peers, settings.delivery, ladders=whole, only=name
+            ).tick
         self._loops = {name: Loop(name, tick, self._on_broken) for name, tick in parts.items()}
 
     def _serve_http(

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from node.errors import NotFound
+from node.forms import in_words
 from node.ledger import Ledger
 from node.peers import Listing, Peers
 from node.records import Job, JobState
@@ -59,7 +60,10 @@ class JsonSite:
         self._authorised(request)
         job = self._ledger.job(job_id_of(request))
         # Where the spool lies is nobody's business outside the node.
-        deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} for d in self._ledger.deliveries(job.id)]
+        deliveries = [
+            {k: v for k, v in asdict(d).items() if k != "path"} | {"what": in_words(d.form)}
+            for d in self._ledger.deliveries(job.id)
+        ]
         journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
         weighings = [w.to_json() for w in self._ledger.weighings_of(job)]
         body = {"job": job.to_json(), "journal": journal, "deliveries": deliveries, "weighings": weighings}

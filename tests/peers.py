@@ -183,10 +183,13 @@ class Orthanc:
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path, dicomweb: Mapping[str, object] | None = None) -> Iterator[Orthanc]:
+def orthanc(
+    folder: Path, dicomweb: Mapping[str, object] | None = None, configured: Mapping[str, object] | None = None
+) -> Iterator[Orthanc]:
     """Run Orthanc below `folder`, storing in memory-less SQLite with the class of every object accepted.
 
-    `dicomweb` names the DICOMweb servers that its plugin knows; None: the plugin is not loaded.
+    `configured` goes before that configuration. `dicomweb` names the DICOMweb servers that its plugin knows; None: the
+    plugin is not loaded.
     """
     binary, log = program("Orthanc", "orthanc"), folder / "orthanc.log"
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +203,7 @@ def orthanc(folder: Path, dicomweb: Mapping[str, object] | None = None) -> Itera
     if dicomweb is not None:
         plugin = library("orthanc/plugins/libOrthancDicomWeb.so", "orthanc-dicomweb")
         configuration |= {"Plugins": [str(plugin)], "DicomWeb": {"Enable": True, "Servers": dicomweb}}
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    (folder / "orthanc.json").write_text(json.dumps(configuration | dict(configured or {})))
     with running([binary, str(folder / "orthanc.json")], log) as process:
         wait_for_port(http_port, process, log)
         wait_for_port(dicom_port, process, log)
@@ -208,12 +211,38 @@ def orthanc(folder: Path, dicomweb: Mapping[str, object] | None = None) -> Itera
 
 
 @contextlib.contextmanager
-def storescp(folder: Path, ae_title: str = "STORESCP") -> Iterator[int]:
-    """Run DCMTK's storescp, which writes what it gets below `folder` bit by bit as received; yield its port."""
+def storescp(folder: Path, ae_title: str = "STORESCP", classes: Sequence[str] = ()) -> Iterator[int]:
+    """Run DCMTK's storescp, which writes what it gets below `folder` bit by bit as received; yield its port.
+
+    It takes the SOP classes named, uncompressed, or without names all that it knows.
+    """
     binary, port, log = program("storescp", "dcmtk"), free_port(), folder / "storescp.log"
     (folder / "received").mkdir(parents=True, exist_ok=True)
-    command = [binary, "-aet", ae_title, "-od", str(folder / "received"), "+B", "+uf", str(port)]
-    with running(command, log) as process:
+    command = [binary, "-aet", ae_title, "-od", str(folder / "received"), "+B", "+uf"]
+    if classes:
+        taken = "".join(f"PresentationContext{n} = {name}\\Plain\n" for n, name in enumerate(classes, 1))
+        (folder / "storescp.cfg").write_text(
+            "[[TransferSyntaxes]]\n[Plain]\nTransferSyntax1 = LittleEndianImplicit\n"
+            "TransferSyntax2 = LittleEndianExplicit\n"
+            f"[[PresentationContexts]]\n[Some]\n{taken}[[Profiles]]\n[Only]\nPresentationContexts = Some\n"
+        )
+        command += ["-xf", str(folder / "storescp.cfg"), "Only"]
+    with running([*command, str(port)], log) as process:
+        wait_for_port(port, process, log)
+        yield port
+
+
+@contextlib.contextmanager
+def dcmqrscp(folder: Path, ae_title: str = "DCMQRSCP") -> Iterator[int]:
+    """Run DCMTK's dcmqrscp, an archive that keeps what it gets below `folder`; yield its port."""
+    binary, port, log = program("dcmqrscp", "dcmtk"), free_port(), folder / "dcmqrscp.log"
+    (folder / "received").mkdir(parents=True, exist_ok=True)
+    (folder / "dcmqrscp.cfg").write_text(
+        f"NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 16\n"
+        "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
+        f"AETable BEGIN\n{ae_title} {folder / 'received'} RW (200, 1024mb) ANY\nAETable END\n"
+    )
+    with running([binary, "-c", str(folder / "dcmqrscp.cfg")], log) as process:
         wait_for_port(port, process, log)
         yield port
 

@@ -23,8 +23,8 @@ from node.records import JobState
 from node.scu import Address, describe, send_files
 from tests.authority import Authority
 from tests.harness import Site, pennode, site, until
-from tests.node.making import mr, write
-from tests.peers import free_port, postgresql_server, program, redis_server, storescp
+from tests.node.making import data_set, mr, write
+from tests.peers import free_port, orthanc, postgresql_server, program, redis_server, storescp
 from workers.series import write_phantom
 
 
@@ -368,3 +368,32 @@ def test_a_destinations_authority_that_is_not_there_is_said_at_start(tmp_path: P
     done = pennode("node", environment=environment)
     assert done.returncode == 1
     assert "destinations.pacs.tls_ca_file /absent.pem cannot be read (No such file or directory)" in done.stderr
+
+
+def test_results_reach_a_dicomweb_service_as_they_reach_a_pacs(tmp_path: Path, phantom: list[Path]) -> None:
+    with orthanc(tmp_path / "orthanc", dicomweb={}) as pacs, storescp(tmp_path / "pacs") as port:
+        (tmp_path / "token").write_text("a-token")
+        destinations = [
+            {"name": "web", "url": f"{pacs.url}/dicom-web", "token_file": str(tmp_path / "token")},
+            {"name": "pacs", "ae_title": "STORESCP", "host": "127.0.0.1", "port": port},
+        ]
+        with site(tmp_path, PENNODE_DESTINATIONS=json.dumps(destinations)) as here:
+            send(here.start_node("up"), phantom)
+            (job,) = here.wait_finished(1).values()
+            assert (job.state, job.reason) == (JobState.DELIVERED, "every destination has the results")
+            first, second = here.ledger.deliveries(job.id)
+            assert (first.reason, second.reason) == ("stored (HTTP 200)", "stored (0x0000)")
+            (found,) = pacs.instances(first.sop_uid)
+            (received,) = (tmp_path / "pacs" / "received").iterdir()
+            assert data_set(pacs.get(f"/instances/{found}/file")) == data_set(received)
+            assert "a-token" not in here.log("up")
+
+
+def test_a_destinations_token_that_is_not_there_is_said_at_start(tmp_path: Path) -> None:
+    web = {"name": "web", "url": "https://pacs.example", "token_file": str(tmp_path / "absent")}
+    environment = {"PENNODE_STATE_DIR": str(tmp_path), "PENNODE_DESTINATIONS": json.dumps([web])}
+    done = pennode("node", environment=environment)
+    assert done.returncode == 1
+    assert "no token: " in done.stderr
+    assert "absent cannot be read (No such file or directory)" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr

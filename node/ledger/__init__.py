@@ -4,6 +4,7 @@ from node.ledger.callers import CallerNotes
 from node.ledger.commitments import Asked, Commitment, Commitments, CommitmentState, Held, Reference
 from node.ledger.database import Database
 from node.ledger.deliveries import Deliveries
+from node.ledger.earlier import Earlier
 from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
 from node.ledger.recording import Receipt, Recorded
@@ -12,7 +13,7 @@ from node.ledger.views import Views
 from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Commitments, Steps, Weighings, Views, CallerNotes):
+class Ledger(Intake, Jobs, Deliveries, Earlier, Commitments, Steps, Weighings, Views, CallerNotes):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters

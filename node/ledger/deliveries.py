@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from node.ledger.database import Database
+from node.ledger.ladder import OPEN, add_rung, replaced_in_words, take_next_rung, what
 from node.ledger.moves import move, write_journal
-from node.ledger.schema import delivery, job, result, series
+from node.ledger.schema import delivery, job, series
 from node.records import Delivery, DeliveryState, JobState, SeriesState
 
 _D = DeliveryState
-_OPEN = [_D.PENDING.value, _D.SENDING.value]
-_DONE = [_D.SENT.value, _D.COMMITTED.value]
+_DONE = [_D.SENT.value, _D.COMMITTED.value, _D.REPLACED.value]
 _COLUMNS = [delivery.c[name] for name in Delivery.__dataclass_fields__]
 
 
@@ -24,12 +24,19 @@ class Deliveries:
     _db: Database
 
     def recover_deliveries(self, destinations: Mapping[str, Sequence[str]], now: float) -> None:
-        """At start: results that were kept because no destination was configured get their deliveries."""
+        """At start: results that were kept because no destination was configured get their deliveries.
+
+        Where a destination wants of them what was never made, the job is FAILED: its retry makes them all.
+        """
         with self._db.write() as connection:
             addressed = select(delivery.c.job_id)
             stranded = select(job.c.id).where((job.c.state == JobState.SEGMENTED.value) & job.c.id.notin_(addressed))
             for job_id in connection.execute(stranded).scalars().all():
-                add_deliveries(connection, job_id, destinations, now)
+                lacking = add_deliveries(connection, job_id, destinations, now)
+                if lacking:
+                    text = f"the results lack a form that {' and '.join(lacking)} gets"
+                    move(connection, job_id, JobState.FAILED, by="delivery", text=text, now=now, stage="forms",
+                         reason=text, next_step="retry: the series is segmented again")  # fmt: skip
 
     def due_deliveries(
         self, now: float, destination: str | None = None, excluding: Sequence[str] = (), limit: int = 64
@@ -46,7 +53,7 @@ class Deliveries:
         )
         query = (
             select(*_COLUMNS)
-            .where(delivery.c.state.in_(_OPEN) & (delivery.c.not_before <= now))
+            .where(delivery.c.state.in_(OPEN) & (delivery.c.not_before <= now))
             .where(delivery.c.destination.notin_(excluding) & delivery.c.job_id.notin_(growing))
             .order_by(delivery.c.id)
             .limit(limit)
@@ -58,7 +65,7 @@ class Deliveries:
 
     def start_sending(self, delivery_id: int, now: float) -> bool:
         """Mark one delivery as being sent; False when it was cancelled meanwhile."""
-        query = update(delivery).where((delivery.c.id == delivery_id) & delivery.c.state.in_(_OPEN))
+        query = update(delivery).where((delivery.c.id == delivery_id) & delivery.c.state.in_(OPEN))
         with self._db.write() as connection:
             values = query.values(state=_D.SENDING.value, attempts=delivery.c.attempts + 1, updated_at=now)
             return bool(connection.execute(values).rowcount)
@@ -93,14 +100,27 @@ class Deliveries:
         if refusals is not None and refusals >= max_refusals:
             self._close(delivery_id, _D.FAILED, reason, now)
 
+    def replace(
+        self, delivery_id: int, ladder: Sequence[Sequence[str]], reason: str, now: float
+    ) -> frozenset[int] | None:
+        """Send a destination the next rung in place of what it does not take.
+
+        `ladder` names the forms of each rung (`node.forms.rungs`). Return the deliveries replaced, which are not to be
+        sent any more; None: there is no further rung, and nothing was changed.
+        """
+        with self._db.write() as connection:
+            job_id = connection.execute(select(delivery.c.job_id).where(delivery.c.id == delivery_id)).scalar()
+            gone = take_next_rung(connection, delivery_id, ladder, reason, now)
+            if gone and job_id is not None:
+                _settle(connection, job_id, now)
+        return gone
+
     def _close(self, delivery_id: int, state: DeliveryState, reason: str, now: float) -> None:
         change = update(delivery).returning(delivery.c.job_id, delivery.c.destination)
         mine = delivery.c.id == delivery_id
         with self._db.write() as connection:
             row = connection.execute(
-                change.where(mine & delivery.c.state.in_(_OPEN)).values(
-                    state=state.value, reason=reason, updated_at=now
-                )
+                change.where(mine & delivery.c.state.in_(OPEN)).values(state=state.value, reason=reason, updated_at=now)
             ).first()
             if row is None and state is _D.SENT:
                 # Cancelled or superseded while it was on its way: it stays so, but the object is there.
@@ -129,41 +149,26 @@ def as_delivery(row: Row[Any]) -> Delivery:
 
 def add_deliveries(
     connection: Connection, job_id: str, destinations: Mapping[str, Sequence[str]], now: float
-) -> None:
-    """Address the results of a job anew: to each destination those whose forms stand on its first rung."""
+) -> list[str]:
+    """Address the results of a job anew: to each destination those whose forms stand on its first rung.
+
+    Return the destinations that get nothing, since one of their forms was never made.
+    """
     connection.execute(delivery.delete().where(delivery.c.job_id == job_id))
-    results = connection.execute(select(result.c.sop_uid, result.c.path, result.c.form).where(result.c.job_id == job_id)).all()
-    for destination, forms in destinations.items():
-        for item in sorted((r for r in results if r.form in forms), key=lambda r: forms.index(r.form)):
-            connection.execute(
-                insert(delivery).values(
-                    job_id=job_id, sop_uid=item.sop_uid, destination=destination, path=item.path,
-                    state=_D.PENDING.value, attempts=0, refusals=0, not_before=0.0, reason="", updated_at=now,
-                    form=item.form, rung=0,
-                )
-            )  # fmt: skip
     if not destinations:
         text = "results are kept here: no destination is configured"
         connection.execute(
             update(job).where(job.c.id == job_id).values(reason=text, next_step="add [[destinations]] and restart")
         )
+    return [name for name, forms in destinations.items() if not add_rung(connection, job_id, name, forms, 0, now)]
 
 
 def cancel_deliveries(connection: Connection, job_id: str, reason: str, now: float) -> None:
     """Stop what has not been sent yet."""
     connection.execute(
         update(delivery)
-        .where((delivery.c.job_id == job_id) & delivery.c.state.in_(_OPEN))
+        .where((delivery.c.job_id == job_id) & delivery.c.state.in_(OPEN))
         .values(state=_D.CANCELLED.value, reason=reason, updated_at=now)
-    )
-
-
-def revive_deliveries(connection: Connection, job_id: str, now: float) -> None:
-    """Send again what had failed."""
-    connection.execute(
-        update(delivery)
-        .where((delivery.c.job_id == job_id) & (delivery.c.state == _D.FAILED.value))
-        .values(state=_D.PENDING.value, refusals=0, not_before=now, reason="", updated_at=now)
     )
 
 
@@ -179,17 +184,20 @@ def _note_waiting(connection: Connection, delivery_id: int, reason: str, now: fl
 
 def _settle(connection: Connection, job_id: str, now: float) -> None:
     states = connection.execute(select(delivery.c.state).where(delivery.c.job_id == job_id)).scalars().all()
-    if any(state in _OPEN for state in states):
+    if any(state in OPEN for state in states):
         return
     if all(state in _DONE for state in states):
-        text = "every destination has the results"
+        text = "; ".join(filter(None, ("every destination has the results", replaced_in_words(connection, job_id))))
         move(connection, job_id, JobState.DELIVERED, by="delivery", text=text, now=now, reason=text, next_step="")
     else:
         failed = delivery.c.state == _D.FAILED.value
         row = connection.execute(
-            select(delivery.c.destination, delivery.c.reason).where((delivery.c.job_id == job_id) & failed).limit(1)
+            select(delivery.c.destination, delivery.c.reason, delivery.c.form)
+            .where((delivery.c.job_id == job_id) & failed)
+            .order_by(delivery.c.id)
+            .limit(1)
         ).first()
         if row is not None:
             move(connection, job_id, JobState.FAILED, by="delivery", text=f"{row.destination}: {row.reason}", now=now,
-                 stage="delivery", reason=f"{row.destination} refused the result: {row.reason}",
+                 stage="delivery", reason=f"{row.destination} refused the {what(row.form)}: {row.reason}",
                  next_step="mend the destination, then retry")  # fmt: skip

@@ -18,7 +18,7 @@ from node.ledger.prepared import Unsettled
 from node.ledger.recording import ANY_NUMBER, Receipt, Recorded, record, record_plain
 from node.ledger.schema import instance, job, result, series
 from node.ledger.weighings import write_gaps, write_weighing
-from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest
+from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest, is_uid
 
 # What a newer revision takes over: work that is not finished, and failures that need nobody any more.
 _OVERTAKEN = UNFINISHED | {JobState.FAILED, JobState.REJECTED}
@@ -152,6 +152,7 @@ class Intake:
             state = JobState.READY if wanted else JobState.SKIPPED
             job_id = uuid.uuid4().hex
             header = members[0].header if members else Header()
+            frame = next(filter(None, (m.header.frame_of_reference_uid for m in members)), "")
             connection.execute(
                 insert(job).values(
                     id=job_id, series_uid=seen.series_uid, study_uid=seen.study_uid, revision=revision,
@@ -160,6 +161,7 @@ class Intake:
                     instances=len(members), input_digest=input_digest((m.sop_uid, m.sha256) for m in members), model="",
                     worker="", progress=0.0, not_before=0.0, dispatched_at=0.0, lease_until=0.0, created_at=now,
                     updated_at=now, last_image_at=seen.last_at, purged_at=0.0,
+                    frame_of_reference_uid=frame if is_uid(frame) else "",
                 )
             )  # fmt: skip
             write_journal(connection, seen.series_uid, job_id, "job", "", state.value, "selection", verdict, now)

@@ -8,7 +8,8 @@ from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, inse
 
 from node.errors import LeaseLost, NotFound, Permanent
 from node.ledger.database import Database
-from node.ledger.deliveries import add_deliveries, cancel_deliveries, revive_deliveries
+from node.ledger.deliveries import add_deliveries, cancel_deliveries
+from node.ledger.ladder import begin_again
 from node.ledger.moves import JOB_COLUMNS, as_job, move
 from node.ledger.schema import delivery, instance, job, result, series
 from node.records import Claim, Job, JobState, Result
@@ -130,8 +131,8 @@ class Jobs:
             return [(row.sop_uid, row.path) for row in connection.execute(query)]
 
     def finish(
-        self, job_id: str, fence: int, results: Sequence[Result], destinations: Mapping[str, Sequence[str]], *, model: str,
-        note: str, now: float,
+        self, job_id: str, fence: int, results: Sequence[Result], destinations: Mapping[str, Sequence[str]], *,
+        model: str, note: str, now: float,
     ) -> None:  # fmt: skip
         """Take a job's results, which are on disk already. Saying it twice under one fence is harmless.
 
@@ -212,7 +213,7 @@ class Jobs:
             if found.state is _S.FAILED and found.stage == "delivery" and results is not None:
                 text = "delivery retried by the operator"
                 done = move(connection, found.id, _S.SEGMENTED, by=by, text=text, now=now, reason=text, next_step="")
-                revive_deliveries(connection, found.id, now)
+                begin_again(connection, found.id, now)
             else:
                 done = move(connection, found.id, _S.READY, by=by, text="retried by the operator", now=now, attempts=0,
                             not_before=0.0, stage="queue", progress=0.0, reason="", next_step="",

@@ -86,9 +86,11 @@ job = Table(
     Column("updated_at", Float, nullable=False),
     Column("last_image_at", Float, nullable=False),
     Column("purged_at", Float, nullable=False),
+    Column("frame_of_reference_uid", _UID, nullable=False, server_default=""),
     UniqueConstraint("series_uid", "revision"),
     Index("ix_job_due", "state", "not_before"),
     Index("ix_job_updated_at", "updated_at"),
+    Index("ix_job_frame_of_reference_uid", "frame_of_reference_uid"),
 )
 
 # How each revision of a series was weighed last; `pieces` are [source, weight, text], `until` is 0 once it is sealed.

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pynetdicom.dsutils import split_dataset
 
 from node.ledger import Ledger
-from node.records import Claim, Header, Instance, JobState, Result
+from node.records import RESEARCH_NOTICE, Claim, Header, Instance, JobState, Result
 
 T0 = 1_700_000_000.0
 SERIES, STUDY = "1.2.3.10", "1.2.3.1"
@@ -69,7 +69,13 @@ def results(job: str, count: int = 1, fence: int = 1) -> list[Result]:
 def finish(ledger: Ledger, held: Claim, to: tuple[str, ...] = ("pacs",), *, count: int = 1, now: float = T0 + 30):
     """Bring the results of a claimed job."""
     ledger.finish(
-        held.job_id, held.fence, results(held.job_id, count, held.fence), dict.fromkeys(to, ["SEG"]), model="penn", note="segmented", now=now
+        held.job_id,
+        held.fence,
+        results(held.job_id, count, held.fence),
+        {name: ["SEG"] for name in to},
+        model="penn",
+        note="segmented",
+        now=now,
     )
 
 
@@ -161,6 +167,7 @@ def seg(sop: str = "2.25.77", *, series: str = SERIES, study: str = STUDY, **val
     referenced = Dataset()
     referenced.SeriesInstanceUID = series
     ds.ReferencedSeriesSequence = [referenced]
+    ds.ContentDescription = RESEARCH_NOTICE
     for name, value in values.items():
         setattr(ds, name, value)
     buffer = BytesIO()

@@ -11,6 +11,7 @@ import socket
 import ssl
 import tarfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,14 +24,17 @@ from pydicom import uid
 
 from node import http as node_http
 from node.api import WorkerApi, create_app
-from node.bundle import pack_result, tar_stream
+from node.bundle import pack_result, tar_stream, unpack_result
+from node.forms import SOP_CLASSES, Form, Recipe
 from node.http import HttpServer
+from node.inspection import Origin
 from node.ledger import Ledger
-from node.records import JobState
+from node.records import RESEARCH_NOTICE, JobState, Result
 from node.settings import Api, Destination, Dispatch
 from node.spool import Spool
 from tests.authority import Authority
-from tests.node.making import SERIES, files_below, instance, seal, seg
+from tests.node.making import SERIES, STUDY, T0, claim, files_below, instance, seal, seg
+from tests.node.results import result
 from tests.node.stowing import wait_for
 from tests.peers import real_data
 from tests.waiting import until
@@ -77,14 +81,19 @@ class Site:
 
 
 @pytest.fixture
-def site(ledger: Ledger, spool: Spool, closing: ThreadPoolExecutor) -> Iterator[Site]:
+def destinations() -> list[Destination]:
+    return [PACS]
+
+
+@pytest.fixture
+def site(ledger: Ledger, spool: Spool, closing: ThreadPoolExecutor, destinations: list[Destination]) -> Iterator[Site]:
     found: list[Site] = []
     settings = Api(port=0, max_result_mb=1)
 
     def finished() -> None:
         found[0].finished += 1
 
-    api = WorkerApi(ledger, spool, settings, Dispatch(max_attempts=2), [PACS], finished)
+    api = WorkerApi(ledger, spool, settings, Dispatch(max_attempts=2), destinations, finished)
     with contextlib.ExitStack() as stack:
         server = HttpServer(create_app(api, TOKEN), "127.0.0.1", 0, "api", pytest.fail)
         server.start()
@@ -193,13 +202,14 @@ def test_a_result_said_twice_is_taken_once(site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["liver", "partial_overlaps"])
 def test_a_segmentation_written_by_others_is_taken(name: str, site: Site) -> None:
-    path = real_data("seg_by_others", f"{name}.dcm")
-    ds = pydicom.dcmread(path, stop_before_pixels=True)
+    ds = pydicom.dcmread(real_data("seg_by_others", f"{name}.dcm"))
     series = str(ds.ReferencedSeriesSequence[0].SeriesInstanceUID)
+    ds.ContentDescription, whole = RESEARCH_NOTICE, io.BytesIO()
+    ds.save_as(whole)
     site.ledger.record(instance(1, series, study_uid=str(ds.StudyInstanceUID)))
     site.job = seal(site.ledger, series)
     fence = site.claim()
-    answer = site.put(fence, bundle(("SEG", str(ds.SOPInstanceUID), path.read_bytes())))
+    answer = site.put(fence, bundle(("SEG", str(ds.SOPInstanceUID), whole.getvalue())))
     assert answer.status_code == 204, answer.text
 
 
@@ -330,7 +340,13 @@ def tarred(*members: tuple[tarfile.TarInfo | str, bytes]) -> bytes:
 
 
 def manifest(name: str = "0.dcm", **values) -> bytes:
-    entry = {"name": name, "sop_uid": "2.25.77", "form": "SEG", "sop_class_uid": uid.SegmentationStorage, "sha256": hashlib.sha256(seg()).hexdigest()}
+    entry = {
+        "name": name,
+        "sop_uid": "2.25.77",
+        "form": "SEG",
+        "sop_class_uid": uid.SegmentationStorage,
+        "sha256": hashlib.sha256(seg()).hexdigest(),
+    }
     return json.dumps({"objects": [{**entry, **values}]}).encode()
 
 
@@ -367,6 +383,13 @@ BROKEN: dict[str, Callable[[], bytes]] = {
     "another uid": lambda: bundle(("SEG", "2.25.78", seg())),
     "another class": lambda: bundle(("SR", "2.25.77", seg())),
     "an image, not a result": lambda: bundle(("SEG", "2.25.77", seg(SOPClassUID=uid.MRImageStorage))),
+    "a form nobody asked for": lambda: bundle(("SEG", "2.25.77", seg()), ("SC", "2.25.78", result("SC", "2.25.78"))),
+    "none of the form asked for": lambda: bundle(("SC", "2.25.78", result("SC", "2.25.78"))),
+    "another recipe": lambda: bundle(("SEG+all-frames", "2.25.77", seg())),
+    "a recipe that is none": lambda: tarred(("result.json", manifest(form="PDF")), ("0.dcm", seg())),
+    "a recipe that is no text": lambda: tarred(("result.json", manifest(form=[1])), ("0.dcm", seg())),
+    "two segmentations of one form": lambda: bundle(("SEG", "2.25.77", seg()), ("SEG", "2.25.78", seg("2.25.78"))),
+    "no word of research": lambda: bundle(("SEG", "2.25.77", seg(ContentDescription="Diagnosis"))),
     "another series": lambda: bundle(("SEG", "2.25.77", seg(series="1.2.9"))),
     "another study": lambda: bundle(("SEG", "2.25.77", seg(study="1.2.9"))),
     "no series referenced": lambda: bundle(("SEG", "2.25.77", seg(ReferencedSeriesSequence=[]))),
@@ -391,6 +414,167 @@ def test_a_broken_bundle_is_422_and_leaves_no_file(kind: str, site: Site, tmp_pa
     assert not (tmp_path / "evil.dcm").exists()
     assert site.ledger.job(site.job).state is JobState.RUNNING
     assert site.put(fence, good()).status_code == 204, "the worker may mend it under the same fence"
+
+
+FULL = Destination(
+    name="pacs", ae_title="PACS", host="127.0.0.1", port=104, forms=(Form.SEG, Form.SR), instead=(Form.SC, Form.GSPS)
+)
+
+
+def of_every_form() -> list[tuple[str, str, bytes]]:
+    """What `FULL` gets on its rungs."""
+    objects = []
+    for n, key in enumerate(("SEG", "SR:SEG", "SC", "SR", "GSPS"), 77):
+        of = "2.25.77" if ":" in key else ""
+        objects.append((key, f"2.25.{n}", result(key, f"2.25.{n}", of=of)))
+    return objects
+
+
+@pytest.mark.parametrize("destinations", [[FULL]])
+def test_a_bundle_of_every_form_that_any_rung_needs_is_taken_and_the_first_rung_addressed(site: Site) -> None:
+    claim = site.post("claim", worker="w1").json()
+    assert claim["forms"] == ["SEG", "GSPS", "SC", "SR", "SR:SEG"]
+    objects = of_every_form()
+    captures = [("SC", f"2.25.{n}", result("SC", f"2.25.{n}")) for n in range(90, 100)]
+    for lacking in range(len(objects)):
+        answer = site.put(1, bundle(*objects[:lacking], *objects[lacking + 1 :]))
+        assert answer.status_code == 422
+        assert site.debris() == []
+    assert site.put(1, bundle(*objects, *captures)).status_code == 204
+    assert [(d.form, d.rung) for d in site.ledger.deliveries(site.job)] == [("SEG", 0), ("SR:SEG", 0)]
+    assert len(site.debris()) == 15
+
+
+@pytest.mark.parametrize("destinations", [[FULL]])
+def test_a_report_of_another_segmentation_is_422(site: Site) -> None:
+    fence = site.claim()
+    objects = of_every_form()
+    objects[1] = ("SR:SEG", "2.25.78", result("SR:SEG", "2.25.78", of="2.25.999"))
+    answer = site.put(fence, bundle(*objects))
+    assert (answer.status_code, answer.json()["reason"]) == (
+        422, "a report refers to a segmentation that is not beside it"
+    )  # fmt: skip
+    assert site.debris() == []
+
+
+def test_a_job_claimed_before_a_restart_with_other_destinations_is_done_again(site: Site) -> None:
+    """Its worker did what it was asked: neither is to fail."""
+    fence = site.claim()
+    with site.ledger._db.write() as connection:
+        connection.exec_driver_sql("UPDATE job SET updated_at = 1")
+    answer = site.put(fence, bundle(("SC", "2.25.78", result("SC", "2.25.78"))))
+    assert (answer.status_code, answer.json()["reason"]) == (
+        409,
+        "the node was started anew, and the job is done again",
+    )
+    job = site.ledger.job(site.job)
+    assert (job.state, job.reason) == (
+        JobState.READY, "result: it was claimed before the node started anew, and does not fit any more"
+    )  # fmt: skip
+    assert site.debris() == []
+    assert site.put(site.claim(), good()).status_code == 204
+
+
+@pytest.mark.parametrize("destinations", [[FULL.model_copy(update={"forms": (Form.SEG, Form.SC), "instead": ()})]])
+def test_four_thousand_objects_are_checked_in_bounded_memory(site: Site, tmp_path: Path) -> None:
+    captures = [("SC", f"2.25.{n}", result("SC", f"2.25.{n}")) for n in range(100, 4195)]
+    packed = bundle(("SEG", "2.25.77", seg()), *captures)
+    (tmp_path / "bundle.tar").write_bytes(packed)
+    (tmp_path / "out").mkdir()
+    origin = Origin(STUDY, SERIES, frozenset(site.images))
+    tracemalloc.start()
+    try:
+        files, _ = unpack_result(tmp_path / "bundle.tar", tmp_path / "out", origin, ["SEG", "SC"])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(files) == 4096
+    assert peak < 32 << 20, f"{peak >> 20} MB"
+
+
+# -- what was there before
+
+
+def earlier(site: Site, series: str, *, form: str = "SEG", frame: str = "1.2.3.99", at: float = T0) -> str:
+    """Another series with a result; return the job's id."""
+    site.ledger.record(instance(1, series, header={"frame_of_reference_uid": frame}))
+    job = seal(site.ledger, series, now=at)
+    held = claim(site.ledger, job, now=at + 1)
+    source = site.spool.scratch() / "a.dcm"
+    source.write_bytes(result(form, f"2.25.{series.rpartition('.')[2]}", series=series))
+    sop = f"2.25.{series.rpartition('.')[2]}"
+    path = site.spool.store_result(job, held.fence, sop, "0" * 64, source)
+    made = [Result(sop, SOP_CLASSES[Recipe.parse(form).form], job, path, 10, "0" * 64, form)]
+    site.ledger.finish(job, held.fence, made, {}, model="m", note="n", now=at + 2)
+    return job
+
+
+def framed(site: Site, frame: str = "1.2.3.99") -> int:
+    """Have a job whose images lie in this frame of reference, made after all others, and claim it."""
+    series = f"{SERIES}.77"
+    site.ledger.record(instance(1, series, header={"frame_of_reference_uid": frame}))
+    site.job = seal(site.ledger, series, now=T0 + 1000)
+    return site.claim()
+
+
+def before(site: Site, fence: int) -> httpx.Response:
+    return site.http.get(f"/v1/jobs/{site.job}/earlier", params={"fence": fence})
+
+
+def test_the_newest_earlier_segmentation_of_the_frame_of_reference_is_sent(site: Site) -> None:
+    earlier(site, "1.2.11", at=T0 + 1)
+    earlier(site, "1.2.12", at=T0 + 3)
+    earlier(site, "1.2.13", at=T0 + 5, frame="1.2.3.100")
+    earlier(site, "1.2.14", at=T0 + 7, form="SC")
+    answer = before(site, framed(site))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/dicom")
+    assert pydicom.dcmread(io.BytesIO(answer.content)).SOPInstanceUID == "2.25.12"
+    assert answer.content == result("SEG", "2.25.12", series="1.2.12")
+
+
+def test_of_one_job_the_binary_segmentation_is_sent(site: Site) -> None:
+    job = earlier(site, "1.2.11", form="LABELMAP")
+    other = earlier(site, "1.2.12", form="SEG+all-frames", at=T0 - 100)
+    with site.ledger._db.write() as connection:
+        connection.exec_driver_sql(f"UPDATE result SET job_id = '{job}' WHERE job_id = '{other}'")
+    answer = before(site, framed(site))
+    assert pydicom.dcmread(io.BytesIO(answer.content)).SOPInstanceUID == "2.25.12"
+
+
+def test_an_earlier_revision_of_the_same_series_counts(site: Site) -> None:
+    earlier(site, SERIES + ".5")
+    frame = {"frame_of_reference_uid": "1.2.3.99"}
+    site.ledger.record(instance(2, SERIES + ".5", header=frame))
+    site.job = seal(site.ledger, SERIES + ".5", now=T0 + 1000)
+    answer = before(site, site.claim())
+    assert pydicom.dcmread(io.BytesIO(answer.content)).SOPInstanceUID == "2.25.5"
+
+
+@pytest.mark.parametrize("case", ["none", "another frame", "no frame", "later", "purged", "file gone", "not a UID"])
+def test_where_nothing_came_before_there_is_nothing(case: str, site: Site) -> None:
+    job = None
+    if case != "none":
+        job = earlier(
+            site, "1.2.11", at=T0 + 2000 if case == "later" else T0,
+            frame={"another frame": "1.2.3.100", "no frame": "", "not a UID": "x"}.get(case, "1.2.3.99"),
+        )  # fmt: skip
+    if case == "purged":
+        site.ledger.cancel(job, "test", T0 + 10)
+        site.spool.remove(site.ledger.forget_files(site.ledger.job(job), T0 + 11)[0])
+    if case == "file gone":
+        site.spool.remove_results(job)
+    answer = before(site, framed(site, {"no frame": "", "not a UID": "x"}.get(case, "1.2.3.99")))
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_who_lost_the_job_is_told_nothing_of_before(site: Site) -> None:
+    earlier(site, "1.2.11")
+    fence = framed(site)
+    assert before(site, fence + 1).status_code == 409
+    site.job = "f" * 32
+    assert before(site, 1).status_code == 409
+    site.job = "%00"
+    assert before(site, 1).status_code in (404, 409)
 
 
 def test_a_bundle_damaged_on_its_way_is_sent_again(site: Site) -> None:

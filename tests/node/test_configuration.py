@@ -207,6 +207,74 @@ def test_an_empty_token_is_no_token(token: str, tmp_path: Path) -> None:
         secret(SecretStr(token), None, tmp_path / "own")
 
 
+DIMSE = {"name": "a", "ae_title": "PACS", "host": "h", "port": 104}
+WEB = {"name": "a", "url": "https://pacs.example/dicom-web"}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"name": "a"}, "ae_title and host and port missing: it needs ae_title, host and port, or a url"),
+        ({"name": "a", "ae_title": "PACS", "host": "h"}, "port missing"),
+        ({**DIMSE, "host": ""}, "host missing"),
+        ({**DIMSE, "token": "geheim"}, "token belongs to a url"),
+        ({**DIMSE, "token_file": "/x"}, "token_file belongs to a url"),
+        ({**DIMSE, "proxy": "http://p:3128"}, "proxy belongs to a url"),
+        ({**DIMSE, "tls_ca_file": "/ca"}, "without tls = true everything would go in clear text"),
+        ({**WEB, **DIMSE}, "url excludes ae_title and host and port"),
+        ({**WEB, "calling_ae_title": "X"}, "url excludes calling_ae_title"),
+        ({**WEB, "tls": True}, "url excludes tls"),
+        ({**WEB, "token": "geheim", "token_file": "/x"}, "token and token_file exclude each other"),
+        ({**WEB, "url": "http://pacs.example/x", "token": "geheim"}, "the token would go in clear text"),
+        ({**WEB, "url": "http://pacs.example/x", "tls_ca_file": "/ca"}, "without an https:// url everything"),
+        ({**WEB, "tls_key": "/k"}, "tls_certificate and tls_key go together"),
+        ({**WEB, "url": "https://me:geheim@pacs.example/x"}, "url must hold no password"),
+        ({**WEB, "url": "https://me:geheim/x"}, "must read https://host[:port][/path]"),
+        ({**WEB, "url": "ftp://h/geheim"}, "must read https://host[:port][/path]"),
+        ({**WEB, "url": "https://h/x?token=geheim"}, "must be an address alone"),
+        ({**WEB, "url": "https://h/a b"}, "must be an address alone"),
+        ({**WEB, "url": "https://[::1/x"}, "must read https://host[:port][/path]"),
+        ({**WEB, "proxy": "socks5://geheim"}, "must read https://host[:port][/path]"),
+        ({**DIMSE, "forms": []}, "at least 1 item"),
+        ({**DIMSE, "forms": ["SEG", "SR", "SEG"]}, "forms names SEG twice"),
+        ({**DIMSE, "instead": ["SC", "SC"]}, "instead names SC twice"),
+        ({**DIMSE, "compression": "rle"}, "a BINARY segmentation (SEG) cannot be rle: set compression to none"),
+        ({**DIMSE, "forms": ["LABELMAP"], "instead": ["SEG"], "compression": "rle"}, "cannot be rle"),
+        ({**DIMSE, "instead": ["SEG"]}, "instead holds SEG, which forms holds already"),
+        ({**DIMSE, "instead": ["SR"]}, "instead must not hold SR"),
+        ({**DIMSE, "forms": ["SR"], "instead": ["SC"]}, "forms holds nothing but SR"),
+        ({**DIMSE, "forms": ["PDF"]}, "Input should be 'SEG', 'LABELMAP'"),
+    ],
+)
+def test_destinations_that_cannot_be_are_named(
+    values: dict[str, object], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENNODE_DESTINATIONS", json.dumps([values]))
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert says in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
+def test_destinations_that_can_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    every = [
+        DIMSE,
+        {**WEB, "name": "b", "token": "geheim", "forms": ["LABELMAP", "SR"], "instead": ["SEG", "SC", "GSPS"]},
+        {**WEB, "name": "c", "url": "http://127.0.0.1:8042/dicom-web/", "token_file": str(tmp_path / "t")},
+        {**WEB, "name": "d", "url": "https://h", "tls_ca_file": "/ca", "tls_server_name": "x"},
+        {**DIMSE, "name": "e", "forms": ["LABELMAP"], "compression": "rle", "tls": True, "tls_ca_file": "/ca"},
+        {**WEB, "name": "f", "proxy": "http://me:geheim@p:3128"},
+    ]
+    monkeypatch.setenv("PENNODE_DESTINATIONS", json.dumps(every))
+    settings = load()
+    assert [d.security.tls for d in settings.destinations] == [False, True, False, True, True, True]
+    assert settings.destinations[2].url == "http://127.0.0.1:8042/dicom-web"
+    assert settings.destinations[0].forms == ("SEG",)
+    assert settings.destinations[0].instead == ()
+    for shown in (repr(settings), json.dumps(effective(settings)), str(settings.destinations)):
+        assert "geheim" not in shown
+
+
 def test_unique_names_of_destinations() -> None:
     one = Destination(name="a", ae_title="A", host="h", port=1)
     assert Settings(destinations=(one,)).destinations == (one,)

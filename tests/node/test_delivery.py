@@ -48,7 +48,7 @@ class Site:
         source.write_bytes(content or seg(sop_uid, series=series))
         path = self.spool.store_result(job, held.fence, sop_uid, "0" * 64, source)
         result = Result(sop_uid, uid.SegmentationStorage, job, path, 10, "0" * 64)
-        self.ledger.finish(job, 1, [result], dict.fromkeys(destinations, ["SEG"]), model="m", note="n", now=T0)
+        self.ledger.finish(job, 1, [result], {name: ["SEG"] for name in destinations}, model="m", note="n", now=T0)
         return job
 
     def tick(self, seconds: float = 0.0) -> None:

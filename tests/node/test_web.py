@@ -321,7 +321,9 @@ def test_a_job_shows_facts_journal_and_deliveries(site: Site) -> None:
     claim = site.ledger.claim(job, "cpu-1", lease_s=60, max_attempts=3, now=T0)
     assert claim
     result = Result("2.25.123456789012345", "1.2.840.10008.5.1.4.1.1.66.4", job, "results/secret-place", 1, "0")
-    site.ledger.finish(job, claim.fence, [result], {"PACS": ["SEG"], "VNA": ["SEG"]}, model="penn 1", note="11 vertebrae", now=T0)
+    site.ledger.finish(
+        job, claim.fence, [result], {"PACS": ["SEG"], "VNA": ["SEG"]}, model="penn 1", note="11 vertebrae", now=T0
+    )
     first = site.ledger.deliveries(job)[0]
     site.ledger.start_sending(first.id, T0)
     site.ledger.postpone(first.id, "connection refused", T0 + 300, T0)
