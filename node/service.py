@@ -22,6 +22,7 @@ from starlette.routing import Route
 from node.api import WorkerApi
 from node.api import create_app as create_api
 from node.assembly import Assembler
+from node.assurances import Assurances
 from node.census import censuses
 from node.commitment import StorageCommitment
 from node.configuration import secret
@@ -35,10 +36,12 @@ from node.ledger import Ledger
 from node.listener import Door
 from node.loops import Loop, stop_all
 from node.peers import Peers
+from node.proof import Prover, dicom_destination
 from node.records import WORKER_SILENT_S, Instance
 from node.reporter import Reporter
 from node.retention import Caretaker
 from node.selection import Verdict, select_series
+from node.services import report_taker
 from node.settings import Settings
 from node.signin import STOW_PATH
 from node.spool import Spool
@@ -65,6 +68,7 @@ class Node:
         self.broken = threading.Event()
         self._stack = contextlib.ExitStack()
         self._loops: dict[str, Loop] = {}
+        self._provers: dict[str, Prover] = {}
         self._servers: dict[str, HttpServer] = {}
         self._lock: IO[str] | None = None
         self.worker_token = ""
@@ -108,9 +112,21 @@ class Node:
             ledger, spool, settings.commitment, released=lambda: self._wake("storage commitment")
         )
         changed = partial(self._wake, "assembly")
-        door = Door(ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment)
+        assurances = Assurances(ledger, settings.delivery)
+        door = Door(
+            ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment,
+            assurances=assurances,
+        )  # fmt: skip
         self._add_loops(ledger, spool, door, commitment)
-        api = WorkerApi(ledger, spool, settings.api, settings.dispatch, settings.destinations, finished=lambda: self._wake("delivery"))
+        self._add_provers(ledger, spool, assurances)
+        api = WorkerApi(
+            ledger,
+            spool,
+            settings.api,
+            settings.dispatch,
+            settings.destinations,
+            finished=lambda: self._wake("delivery"),
+        )
         self._serve_http(ledger, spool, door, api, stack)
         stack.callback(stop_all, list(self._loops.values()))
         for loop in self._loops.values():
@@ -154,6 +170,18 @@ class Node:
         for name in peers:
             parts[f"delivery to {name}"] = Courier(ledger, spool, peers, settings.delivery, only=name).tick
         self._loops = {name: Loop(name, tick, self._on_broken) for name, tick in parts.items()}
+
+    def _add_provers(self, ledger: Ledger, spool: Spool, assurances: Assurances) -> None:
+        settings, peers = self.settings, addresses(self.settings)
+        take = report_taker(assurances, settings.listener.max_message_mb * 1_000_000)
+        for destination in settings.destinations:
+            asked = dicom_destination(
+                destination.name, destination.proof, peers[destination.name], settings.delivery.timeout_s, take
+            )
+            prover = Prover(ledger, spool, asked, settings.delivery)
+            name = f"proof at {destination.name}"
+            self._provers[name] = prover
+            self._loops[name] = Loop(name, prover.tick, self._on_broken)
 
     def _serve_http(
         self, ledger: Ledger, spool: Spool, door: Door, api: WorkerApi, stack: contextlib.ExitStack
@@ -199,11 +227,14 @@ class Node:
             disk = (free_mb >= self.settings.listener.free_floor_mb, f"{free_mb / 1000:.1f} GB free")
         except OutOfDisk as error:
             disk = (False, str(error))
+        proofs: dict[str, str] = {}
         try:
             workers = len(ledger.workers(time.time() - WORKER_SILENT_S))
+            proofs = {name: prover.trouble for name, prover in self._provers.items()}
             answers = (True, "answers")
         except LedgerUnavailable as error:
             workers, answers = 0, (False, str(error))
+        troubles = {name: loop.trouble or proofs.get(name, "") for name, loop in self._loops.items()}
         trouble = door.trouble
         at = " and ".join(address for name, address in self.addresses.items() if name.startswith("dicom"))
         listening = "; ".join(filter(None, (f"{at}, {door.associations()} association(s) open", trouble, door.note)))
@@ -214,7 +245,7 @@ class Node:
                 *(Component(name, server.is_alive(), "serves") for name, server in self._servers.items()),
                 Component("disk", *disk),
                 Component("workers", workers > 0, f"{workers} alive"),
-                *(Component(name, not loop.trouble, loop.trouble or "works") for name, loop in self._loops.items()),
+                *(Component(name, not words, words or "works") for name, words in troubles.items()),
             )
         )
 

@@ -99,7 +99,7 @@ class Deliveries:
         with self._db.write() as connection:
             row = connection.execute(
                 change.where(mine & delivery.c.state.in_(_OPEN)).values(
-                    state=state.value, reason=reason, updated_at=now
+                    state=state.value, reason=reason, updated_at=now, check_at=now if state is _D.SENT else 0.0
                 )
             ).first()
             if row is None and state is _D.SENT:
@@ -127,12 +127,12 @@ def as_delivery(row: Row[Any]) -> Delivery:
     return Delivery(**{**values, "state": DeliveryState(values["state"])})
 
 
-def add_deliveries(
-    connection: Connection, job_id: str, destinations: Mapping[str, Sequence[str]], now: float
-) -> None:
+def add_deliveries(connection: Connection, job_id: str, destinations: Mapping[str, Sequence[str]], now: float) -> None:
     """Address the results of a job anew: to each destination those whose forms stand on its first rung."""
     connection.execute(delivery.delete().where(delivery.c.job_id == job_id))
-    results = connection.execute(select(result.c.sop_uid, result.c.path, result.c.form).where(result.c.job_id == job_id)).all()
+    results = connection.execute(
+        select(result.c.sop_uid, result.c.path, result.c.form).where(result.c.job_id == job_id)
+    ).all()
     for destination, forms in destinations.items():
         for item in sorted((r for r in results if r.form in forms), key=lambda r: forms.index(r.form)):
             connection.execute(
@@ -163,8 +163,12 @@ def revive_deliveries(connection: Connection, job_id: str, now: float) -> None:
     connection.execute(
         update(delivery)
         .where((delivery.c.job_id == job_id) & (delivery.c.state == _D.FAILED.value))
-        .values(state=_D.PENDING.value, refusals=0, not_before=now, reason="", updated_at=now)
-    )
+        .values(
+            state=_D.PENDING.value, refusals=0, not_before=now, reason="", updated_at=now, lost=0, proof="",
+            proved_at=0.0, check_at=0.0, asked_at=0.0, tries=0, unanswered=0, rechecked=0, wanted="", doubt="",
+            read_back="", read_back_at=0.0,
+        )
+    )  # fmt: skip
 
 
 def _note_waiting(connection: Connection, delivery_id: int, reason: str, now: float) -> None:
