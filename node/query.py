@@ -53,8 +53,8 @@ def holds_image(association: Association, study_uid: str, series_uid: str, sop_u
     asked = Dataset()
     asked.QueryRetrieveLevel = "IMAGE"
     asked.StudyInstanceUID, asked.SeriesInstanceUID, asked.SOPInstanceUID = study_uid, series_uid, sop_uid
-    what = "check that it can be queried at IMAGE level"
-    return any(str(match.get("SOPInstanceUID", "")) == sop_uid for match in _matches(association, asked, what))
+    others = "other objects than asked for", "check that it can be queried at IMAGE level"
+    return any(str(match.get("SOPInstanceUID", "")) == sop_uid for match in _matches(association, asked, others))
 
 
 def _count(association: Association, study_uid: str, series_uid: str) -> int | None:
@@ -63,14 +63,14 @@ def _count(association: Association, study_uid: str, series_uid: str) -> int | N
     asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
     asked.NumberOfSeriesRelatedInstances = None
     found: int | None = 0
-    for match in _matches(association, asked, "set count = false"):
+    for match in _matches(association, asked, ("other series than asked for", "set count = false")):
         if str(match.get("SeriesInstanceUID", "")) == series_uid:
             found = _related_instances(match)
     return found
 
 
-def _matches(association: Association, asked: Dataset, next_step: str) -> Iterator[Dataset]:
-    """Yield what a C-FIND is answered; `next_step` is for a peer that ignores what it is asked."""
+def _matches(association: Association, asked: Dataset, others: tuple[str, str]) -> Iterator[Dataset]:
+    """Yield what a C-FIND is answered; `others` says what else a peer may answer, and what to do then."""
     for number, (response, identifier) in enumerate(association.send_c_find(asked, StudyRootFind)):
         status = response.get("Status")
         if status is None:
@@ -81,7 +81,7 @@ def _matches(association: Association, asked: Dataset, next_step: str) -> Iterat
             raise PeerRefused(f"the peer answered C-FIND with 0x{status:04X}", "look into the peer's log")
         if number >= _MOST_MATCHES:
             association.abort()
-            raise PeerRefused("the peer answers C-FIND with others than asked for", next_step)
+            raise PeerRefused(f"the peer answers C-FIND with {others[0]}", others[1])
         if identifier is not None:
             yield identifier
 
