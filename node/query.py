@@ -54,7 +54,8 @@ def holds_image(association: Association, study_uid: str, series_uid: str, sop_u
     asked.QueryRetrieveLevel = "IMAGE"
     asked.StudyInstanceUID, asked.SeriesInstanceUID, asked.SOPInstanceUID = study_uid, series_uid, sop_uid
     others = "other objects than asked for", "check that it can be queried at IMAGE level"
-    return any(str(match.get("SOPInstanceUID", "")) == sop_uid for match in _matches(association, asked, others))
+    # To the end: what is left unread would pass for the answer to the next question.
+    return sop_uid in [str(match.get("SOPInstanceUID", "")) for match in _matches(association, asked, others)]
 
 
 def _count(association: Association, study_uid: str, series_uid: str) -> int | None:

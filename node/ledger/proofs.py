@@ -156,6 +156,9 @@ class Proofs:
             if equal:
                 _prove(connection, row, Proof.READ_BACK, rules, now)
             elif equal is None:
+                # It may be that the destination lost it: then it is asked, where it can be.
+                known = row.state == _D.COMMITTED
+                _set(connection, row.id, wanted=Wanted.PROOF.value if known else "")
                 _tell(connection, row, row.state, words, now)
             else:
                 ended: dict[str, Any] = {"state": _D.FAILED.value, "reason": words, "updated_at": now}

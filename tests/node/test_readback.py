@@ -20,7 +20,7 @@ from node.readback import compare
 from node.records import DeliveryState, JobState, Proof, Wanted
 from tests.node.making import seg, write
 from tests.node.test_listener import collected
-from tests.node.test_proof import Archive, D, J, Site, emptied, lose, pacs, start
+from tests.node.test_proof import Archive, D, J, Site, emptied, introduce, lose, pacs, start
 from tests.peers import Orthanc, free_port, program, running, storescp, wait_for_port
 
 # pynetdicom leaves some sockets to the collector.
@@ -74,7 +74,7 @@ def dcmqrscp(folder: Path) -> Iterator[int]:
     binary, port, log = program("dcmqrscp", "dcmtk"), free_port(), folder / "dcmqrscp.log"
     (folder / "store").mkdir(parents=True)
     (folder / "dcmqrscp.cfg").write_text(
-        f'NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 16\nUserName = "?"\nGroupName = "?"\n'
+        f'NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 16\nUserName = root\nGroupName = root\n'
         "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
         f"AETable BEGIN\nPACS {folder / 'store'} RW (200, 1024mb) ANY\nAETable END\n"
     )
@@ -95,6 +95,7 @@ def test_orthanc_gives_back_what_it_got_and_what_it_may_change_is_named(
     start: Callable[..., Site], pacs: Orthanc
 ) -> None:
     site = start(pacs.dicom_port, "query", title="ORTHANC")
+    introduce(pacs, site.port)
     (job,) = site.segmented(content=masked)
     site.send()
     read_back(site, job)
@@ -132,6 +133,7 @@ def test_what_a_pacs_may_not_change_fails_the_job_until_it_is_sent_again(
     how: Callable[[Dataset], None], words: str, start: Callable[..., Site], pacs: Orthanc
 ) -> None:
     site = start(pacs.dicom_port, "query", title="ORTHANC")
+    introduce(pacs, site.port)
     (job,) = site.segmented(content=masked)
     site.send()
     site.look()
@@ -151,13 +153,17 @@ def test_what_a_pacs_may_not_change_fails_the_job_until_it_is_sent_again(
 
 def test_what_is_not_there_to_be_read_back_is_sent_again(start: Callable[..., Site], pacs: Orthanc) -> None:
     site = start(pacs.dicom_port, "query", title="ORTHANC")
+    introduce(pacs, site.port)
     (job,) = site.segmented(content=masked)
     site.send()
     site.look()
     lose(pacs, site.only().sop_uid)
     read_back(site, job)
+    # Orthanc says by a failure that it does not have the object, as if there were another reason.
+    assert "could not be read back: the peer answered C-GET with 0x" in site.only().read_back
+    site.look()
     assert (site.only().state, site.only().lost) == (D.PENDING, 1)
-    assert "nothing came when it was read back" in site.ledger.job(job).reason
+    assert "lost the object that it held (not found by C-FIND)" in site.ledger.job(job).reason
 
 
 def test_dcmqrscp_is_queried_and_read_back(start: Callable[..., Site], tmp_path: Path) -> None:
@@ -169,6 +175,7 @@ def test_dcmqrscp_is_queried_and_read_back(start: Callable[..., Site], tmp_path:
         assert (site.only().state, site.only().proof) == (D.COMMITTED, Proof.FIND), site.only()
         read_back(site, job)
         assert site.only().read_back == "read back and found equal"
+        assert site.ledger.job(job).state is J.DELIVERED
         for file in (tmp_path / "archive" / "store").glob("*"):
             file.unlink()
         site.look(3700)
