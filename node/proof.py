@@ -30,6 +30,7 @@ from node.retrieval import fetch
 from node.scu import Address, describe
 from node.settings import Delivery as Rules
 from node.spool import Spool
+from node.webinquiry import WebService, web_inquiry
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,16 @@ def dicom_destination(
         partial(inquire, peer, timeout_s, report),
         lambda sent, syntax: fetch(peer, sent, syntax, timeout_s),
     )
+
+
+def web_destination(name: str, way: Way, service: WebService, timeout_s: float) -> Destination:
+    """Return a destination that is asked by DICOMweb."""
+
+    def fetch_by_wado(sent: Sent, _transfer_syntax_uid: str) -> Dataset:
+        with web_inquiry(service, timeout_s) as inquiry:
+            return inquiry.fetch(sent)
+
+    return Destination(name, way, partial(web_inquiry, service, timeout_s), fetch_by_wado)
 
 
 class Prover:

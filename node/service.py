@@ -172,14 +172,13 @@ class Node:
         self._loops = {name: Loop(name, tick, self._on_broken) for name, tick in parts.items()}
 
     def _add_provers(self, ledger: Ledger, spool: Spool, assurances: Assurances) -> None:
-        settings, peers = self.settings, addresses(self.settings)
+        settings = self.settings
+        ways = {destination.name: destination.proof for destination in settings.destinations}
         take = report_taker(assurances, settings.listener.max_message_mb * 1_000_000)
-        for destination in settings.destinations:
-            asked = dicom_destination(
-                destination.name, destination.proof, peers[destination.name], settings.delivery.timeout_s, take
-            )
+        for peer, address in addresses(settings).items():
+            asked = dicom_destination(peer, ways[peer], address, settings.delivery.timeout_s, take)
             prover = Prover(ledger, spool, asked, settings.delivery)
-            name = f"proof at {destination.name}"
+            name = f"proof at {peer}"
             self._provers[name] = prover
             self._loops[name] = Loop(name, prover.tick, self._on_broken)
 
