@@ -6,6 +6,8 @@ import json
 import random
 import socket
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from tests import harness
 from tests.node.making import claim, sealed, seg
 from tests.node.test_listener import collected
 from tests.node.test_proof import SEG, Archive, D, introduce, lose, report, transactions, until
-from tests.peers import free_port, orthanc
+from tests.peers import free_port, orthanc, storescp
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -116,7 +118,8 @@ def test_orthanc_loses_it_again_and_again_while_the_node_is_killed_at_any_time(
     often = json.dumps([1.0 * n for n in range(1, 200)])
     port = free_port()
     more = {
-        "PENNODE_DELIVERY_REPORT_TIMEOUT_S": "2", "PENNODE_DELIVERY_RECHECK_S": often, "PENNODE_DELIVERY_MAX_LOSSES": "20", "PENNODE_LISTENER_PORT": str(port),
+        "PENNODE_DELIVERY_REPORT_TIMEOUT_S": "2", "PENNODE_DELIVERY_RECHECK_S": often,
+        "PENNODE_DELIVERY_MAX_LOSSES": "20", "PENNODE_LISTENER_PORT": str(port),
     }  # fmt: skip
     chance = random.Random(9)
     with (
@@ -168,3 +171,64 @@ def hanging() -> Iterator[int]:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
         yield silent.getsockname()[1]
+
+
+def test_the_command_line_asks_the_running_node(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        orthanc(tmp_path / "orthanc") as pacs,
+        with_a_result(
+            tmp_path, "ORTHANC", pacs.dicom_port, {"fast_path": True}, PENNODE_LISTENER_PORT=str(port)
+        ) as site,
+    ):
+        introduce(pacs, port)
+        ledger = site.ledger
+        (job,) = ledger.jobs()
+
+        def prove(*options: str) -> tuple[int, str]:
+            done = harness.pennode("jobs", "prove", job.id[:8], *options, environment=site.environment)
+            return done.returncode, done.stdout + done.stderr
+
+        code, said = prove()
+        assert code == 1
+        assert "no destination has taken a result of this job" in said
+        site.start_node()
+        until_state(ledger, D.COMMITTED)
+        code, said = prove()
+        assert (code, said.startswith("pacs: holds the object, known by storage commitment at ")) == (0, True), said
+        code, said = prove("--read-back", "--json")
+        (told,) = json.loads(said)["deliveries"]
+        assert (code, told["read_back"], told["proof"]) == (0, "read back and found equal", "reading it back")
+        shown = harness.pennode("jobs", "show", job.id, environment=site.environment).stdout
+        assert "holds the object, known by reading it back at" in shown
+        assert "proof     -          -> ASKED" in shown
+        lose(pacs, "2.25.7")
+        code, said = prove()
+        assert code == 1
+        assert "did not hold the object 1 time(s)" in said
+        until_state(ledger, D.COMMITTED)
+        site.kill("node")
+        code, said = prove("--wait", "0.5")
+        assert code == 1
+        assert "no answer for 1 object(s) within 0.5 s (pennode jobs show tells when it is there)" in said
+        ledger.close()
+
+
+def test_health_says_what_cannot_be_proved(tmp_path: Path) -> None:
+    with storescp(tmp_path / "scp") as port, with_a_result(tmp_path, "PACS", port, {"fast_path": True}) as site:
+        (named,) = json.loads(site.environment["PENNODE_DESTINATIONS"])
+        site.environment["PENNODE_DESTINATIONS"] = json.dumps([{**named, "proof": "commitment"}])
+        site.start_node()
+        web = json.loads((site.state / "node.json").read_text())["web"]
+
+        def parts() -> dict[str, str]:
+            try:
+                with urllib.request.urlopen(f"{web}/health", timeout=5) as answer:
+                    return dict(json.load(answer)["components"])
+            except urllib.error.HTTPError as error:
+                with error:
+                    return dict(json.load(error)["components"])
+
+        assert parts()["proof at pacs"] == "ok"
+        until(lambda: parts()["proof at pacs"] == "degraded", 20)
+        assert parts()["delivery to pacs"] == "ok"
