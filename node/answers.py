@@ -33,9 +33,9 @@ def response(
 ) -> bytes:
     """Encode the answer to a request as P-DATA-TF PDUs, each at most `maximum` bytes after its header (0: any).
 
-    The elements are those of C-STORE-RSP, C-ECHO-RSP, N-SET-RSP, N-ACTION-RSP and N-CREATE-RSP (PS3.7 sections 9.3.1.2,
-    9.3.5.2, 10.3.3.2, 10.3.4.2 and 10.3.5.2). A UID that is too long for one is not said back: the peer's own reader
-    might stumble over it.
+    The elements are those of C-STORE-RSP, C-ECHO-RSP, N-EVENT-REPORT-RSP, N-SET-RSP, N-ACTION-RSP and N-CREATE-RSP
+    (PS3.7 sections 9.3.1.2, 9.3.5.2, 10.3.1.2, 10.3.3.2, 10.3.4.2 and 10.3.5.2). A UID that is too long for one is not
+    said back: the peer's own reader might stumble over it.
 
     Parameters
     ----------
@@ -52,6 +52,8 @@ def response(
     instance = command.sop_instance or _padded(made, "\0")
     if 0 < len(instance) <= _LONGEST_UID:
         elements.append((0x1000, instance))
+    if command.field == N_EVENT_REPORT_RQ and command.event_type is not None:
+        elements.append((0x1002, _SHORT.pack(command.event_type)))
     if command.field == N_ACTION_RQ and command.action_type is not None:
         elements.append((0x1008, _SHORT.pack(command.action_type)))
     middle = _STATUS.pack(0, 0x0120, 2, command.message_id, 0, 0x0800, 2, NO_DATA_SET, 0, 0x0900, 2, status)

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from node.configuration import load
-from node.errors import ConfigurationError
+from node.errors import ConfigurationError, PeerUnavailable
 from node.forms import in_words
-from node.records import Job, JobState, is_uid
+from node.records import Delivery, DeliveryState, Job, JobState, Proof, Wanted, is_uid
 
 if TYPE_CHECKING:
     from node.evidence import Weighing
@@ -95,6 +95,7 @@ def jobs_show(
             f"{stamp}  to {item.destination}: {in_words(item.form)}, rung {item.rung + 1}: {item.state} after "
             f"{item.attempts} attempt(s) {item.reason}"
         )
+        typer.echo(f"   {proof_of(item)}")
 
 
 def services(
@@ -142,6 +143,53 @@ def jobs_retry(job_id: str, as_json: JsonOption = False, config: ConfigOption = 
 def jobs_cancel(job_id: str, as_json: JsonOption = False, config: ConfigOption = None) -> None:
     """Stop a job that is not finished."""
     _say(_ledger(config).cancel(job_id, "command line", time.time()), as_json)
+
+
+@jobs_app.command("prove")
+def jobs_prove(
+    job_id: Annotated[str, typer.Argument(help="A job's id, or its beginning.")],
+    read_back: Annotated[bool, typer.Option("--read-back", help="Fetch the objects and compare them.")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer.")] = 60.0,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Have the running node ask the destinations whether they hold a job's results, or read them back."""
+    ledger = _ledger(config)
+    job, since = ledger.job(job_id), time.time()
+    ledger.want_proof(job.id, Wanted.READ_BACK if read_back else Wanted.PROOF, "command line", since)
+    while (asked := [d for d in ledger.deliveries(job.id) if d.wanted]) and time.time() < since + wait:
+        time.sleep(0.2)
+    deliveries = ledger.deliveries(job.id)
+    if as_json:
+        typer.echo(json.dumps({"job": ledger.job(job.id).to_json(), "deliveries": [vars(d) for d in deliveries]}))
+    else:
+        for item in deliveries:
+            typer.echo(f"{item.destination}: {proof_of(item)}")
+    if asked:
+        raise PeerUnavailable(
+            f"no answer for {len(asked)} object(s) within {wait:g} s", "pennode jobs show tells when it is there"
+        )
+    if any(d.state is not DeliveryState.COMMITTED for d in deliveries if d.state is not DeliveryState.REPLACED):
+        raise typer.Exit(1)
+
+
+def proof_of(item: Delivery) -> str:
+    """Return in words whether the destination holds an object, since when that is known, and how."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.proved_at))
+    words = []
+    if item.is_held:
+        words.append(f"holds the object, known by {item.proof} at {at}")
+    elif item.state is DeliveryState.SENT:
+        unknown = "not known whether it holds the object"
+        words.append(f"{unknown}: {item.doubt}" if item.doubt else unknown)
+    elif item.lost:
+        words.append(f"did not hold the object {item.lost} time(s)")
+    if item.is_held and item.doubt and item.proof != Proof.NONE:
+        words.append(f"since then: {item.doubt}")
+    if item.read_back:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.read_back_at))
+        words.append(f"{item.read_back} at {stamp}")
+    return "; ".join(words) or "nothing is known yet"
 
 
 @peers_app.command("list")

@@ -76,6 +76,8 @@ def verbs(job: Job) -> list[tuple[str, str]]:
         found.append(("retry", "Send again" if only_delivery else "Retry"))
     if JobState.CANCELLED in JOB_MOVES[job.state]:
         found.append(("cancel", "Cancel"))
+    if job.state is JobState.DELIVERED:
+        found += [("prove", "Ask the PACS again"), ("read-back", "Read back and compare")]
     return found
 
 

@@ -251,8 +251,9 @@ class Association:
             return
         syntax = self._agreement.contexts[command.context_id][1]
         sop_class, sop_uid = (_text(value) for value in (command.sop_class, command.sop_instance))
+        kinds = command.action_type, command.event_type
         outcome = self._house.services.perform(
-            Operation(self._origin, command.field, sop_class, sop_uid, command.action_type, syntax, body.data)
+            Operation(self._origin, command.field, sop_class, sop_uid, kinds[0], syntax, body.data, kinds[1])
         )
         if outcome.owed is not None:
             self._reports.owe(outcome.owed, command.context_id, syntax)

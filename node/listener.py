@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from node.admission import Admission, Quota
+from node.assurances import Assurances
 from node.callers import Callers
 from node.commitment import StorageCommitment
 from node.errors import ConfigurationError, LedgerUnavailable
@@ -29,7 +30,7 @@ from node.peers import Peers, Verdict
 from node.reception import Reception
 from node.selfcheck import difference
 from node.services import services
-from node.settings import Commitment, Listener, Peer
+from node.settings import Commitment, Delivery, Listener, Peer
 from node.spool import Spool
 from node.stock import StockServer, StockTlsSocket
 from node.tls import ServerTls
@@ -47,6 +48,8 @@ class Door:
         Called when an image was stored, a procedure step changed or an association ended, so that assembly looks again.
     commitment
         Takes requests for storage commitment; unset: one of its own, whose reports nobody brings to other associations.
+    assurances
+        Takes the reports of what we asked ourselves; unset: by the default settings.
     check
         Returns how the fast path differs from the stock one on a canned exchange; empty: not at all.
     peers
@@ -65,6 +68,7 @@ class Door:
         commitment: StorageCommitment | None = None,
         check: Callable[[Listener], str] = difference,
         peers: Sequence[Peer] = (),
+        assurances: Assurances | None = None,
     ) -> None:
         self._ledger = ledger
         self._settings = settings
@@ -79,6 +83,7 @@ class Door:
         self.callers = Callers(ledger.note_callers)
         self._services = services(
             commitment or StorageCommitment(ledger, spool, Commitment(), now=now),
+            assurances or Assurances(ledger, Delivery(), now),
             ProcedureSteps(ledger, changed, now),
             settings.max_message_mb * 1_000_000,
             self.reception.is_short_of_disk,

@@ -18,6 +18,7 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from pynetdicom.sop_class import Verification
 
+from node.commitment import SOP_CLASS_UID as COMMITMENT
 from node.errors import ProtocolViolation
 from node.pdata import ASSOCIATE_RQ
 from node.services import SOP_CLASSES
@@ -63,6 +64,9 @@ def supported_contexts() -> Supported:
         context = PresentationContext()
         context.abstract_syntax = abstract
         context.transfer_syntax = list(syntaxes)
+        if abstract == COMMITMENT:
+            # A PACS that reports what we asked it calls as SCP (PS3.7 D.3.3.4), a scanner that asks us as SCU.
+            context.scu_role = context.scp_role = True
         contexts.append(context)
     return contexts
 

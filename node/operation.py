@@ -49,7 +49,10 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Operation:
-    """One request with its whole data set, None where that was too long. UIDs, Affected or Requested, are unchecked."""
+    """One request with its whole data set, None where that was too long. UIDs, Affected or Requested, are unchecked.
+
+    `action_type` is of an N-ACTION, `event_type` of an N-EVENT-REPORT.
+    """
 
     origin: Origin
     field: int
@@ -58,6 +61,7 @@ class Operation:
     action_type: int | None
     transfer_syntax_uid: str
     data: bytes | None
+    event_type: int | None = None
 
     def data_set(self, most_items: int = MOST_ITEMS) -> Dataset:
         """Read the data set, which must be whole: of a UID that is cut short another object would be meant.

@@ -60,6 +60,8 @@ class Command:
     # Of a response: Message ID Being Responded To, and Status.
     responded_id: int | None = None
     status: int | None = None
+    # Of an N-EVENT-REPORT-RQ.
+    event_type: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,7 @@ def parse_command(context_id: int, encoded: bytes | bytearray) -> Command:
         found.get(0x0002, found.get(0x0003, b"")),
         found.get(0x1000, found.get(0x1001, b"")),
         data_set != NO_DATA_SET,
-        *(_number(found, element) for element in (0x1008, 0x0120, 0x0900)),
+        *(_number(found, element) for element in (0x1008, 0x0120, 0x0900, 0x1002)),
     )
 
 

@@ -1,8 +1,8 @@
-"""Asking a peer by C-FIND how many images of a series it has."""
+"""Asking a peer by C-FIND how many images of a series it has, and whether it has one object."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pydicom import Dataset
 from pynetdicom.association import Association
@@ -13,7 +13,7 @@ from node.errors import PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
 from node.scu import Address, associate
 
-# One series has one match; a peer that ignores what it is asked sends all that it has.
+# One series, or one object, has one match; a peer that ignores what it is asked sends all that it has.
 _MOST_MATCHES = 16
 
 
@@ -40,12 +40,38 @@ def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> 
     return {uid: number for uid, number in answers.items() if number is not None}
 
 
+def holds_image(association: Association, study_uid: str, series_uid: str, sop_uid: str) -> bool:
+    """Ask whether a peer has one object, by Study Root C-FIND at IMAGE level (PS3.4 C.6.2.1.4).
+
+    Raises
+    ------
+    PeerUnavailable, PeerRefused
+        There was no answer; the peer answered with a failure, or with other objects than asked for.
+    RuntimeError, ValueError
+        By pynetdicom, where the association broke or has no context for it.
+    """
+    asked = Dataset()
+    asked.QueryRetrieveLevel = "IMAGE"
+    asked.StudyInstanceUID, asked.SeriesInstanceUID, asked.SOPInstanceUID = study_uid, series_uid, sop_uid
+    others = "other objects than asked for", "check that it can be queried at IMAGE level"
+    # To the end: what is left unread would pass for the answer to the next question.
+    return sop_uid in [str(match.get("SOPInstanceUID", "")) for match in _matches(association, asked, others)]
+
+
 def _count(association: Association, study_uid: str, series_uid: str) -> int | None:
     asked = Dataset()
     asked.QueryRetrieveLevel = "SERIES"
     asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
     asked.NumberOfSeriesRelatedInstances = None
     found: int | None = 0
+    for match in _matches(association, asked, ("other series than asked for", "set count = false")):
+        if str(match.get("SeriesInstanceUID", "")) == series_uid:
+            found = _related_instances(match)
+    return found
+
+
+def _matches(association: Association, asked: Dataset, others: tuple[str, str]) -> Iterator[Dataset]:
+    """Yield what a C-FIND is answered; `others` says what else a peer may answer, and what to do then."""
     for number, (response, identifier) in enumerate(association.send_c_find(asked, StudyRootFind)):
         status = response.get("Status")
         if status is None:
@@ -56,10 +82,9 @@ def _count(association: Association, study_uid: str, series_uid: str) -> int | N
             raise PeerRefused(f"the peer answered C-FIND with 0x{status:04X}", "look into the peer's log")
         if number >= _MOST_MATCHES:
             association.abort()
-            raise PeerRefused("the peer answers C-FIND with other series than asked for", "set count = false")
-        if identifier is not None and str(identifier.get("SeriesInstanceUID", "")) == series_uid:
-            found = _related_instances(identifier)
-    return found
+            raise PeerRefused(f"the peer answers C-FIND with {others[0]}", others[1])
+        if identifier is not None:
+            yield identifier
 
 
 def _related_instances(identifier: Dataset) -> int | None:

@@ -60,10 +60,28 @@ class DeliveryState(StrEnum):
     REPLACED = "REPLACED"
 
 
+class Proof(StrEnum):
+    """How it is known that a destination holds an object; NONE: it offers nothing to know it by, or is not asked."""
+
+    COMMITMENT = "storage commitment"
+    FIND = "C-FIND"
+    QIDO = "QIDO-RS"
+    READ_BACK = "reading it back"
+    NONE = "none"
+
+
+class Wanted(StrEnum):
+    """What an operator asks of objects that were sent."""
+
+    PROOF = "proof"
+    READ_BACK = "read-back"
+
+
 _J = JobState
 
 # Every move that is allowed; anything else is a bug and raises. SKIPPED, REJECTED, FAILED and CANCELLED return to READY
-# only by an operator's word, FAILED also to SEGMENTED when just the delivery had failed.
+# only by an operator's word, FAILED also to SEGMENTED when just the delivery had failed. DELIVERED is left where a
+# destination does not hold what it took: SEGMENTED to send it again, FAILED when that does not help.
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     _J.READY: frozenset({_J.QUEUED, _J.RUNNING, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
     _J.QUEUED: frozenset({_J.READY, _J.RUNNING, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
@@ -73,7 +91,7 @@ JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     _J.REJECTED: frozenset({_J.READY, _J.SUPERSEDED}),
     _J.SKIPPED: frozenset({_J.READY, _J.SUPERSEDED}),
     _J.CANCELLED: frozenset({_J.READY, _J.SUPERSEDED}),
-    _J.DELIVERED: frozenset(),
+    _J.DELIVERED: frozenset({_J.SEGMENTED, _J.FAILED}),
     _J.SUPERSEDED: frozenset(),
 }
 
@@ -241,7 +259,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One result object on its way to one destination, on one of its rungs (`node.forms`)."""
+    """One result object on its way to one destination, on one of its rungs (`node.forms`).
+
+    `proof` says how it was known at `proved_at` that the destination holds it, empty: not yet, and `doubt` why not.
+    `asked_at` is when a storage commitment was asked for that is not reported, else 0. `check_at`: the next look, 0:
+    none. `lost` counts how often the destination did not hold what it had taken. `read_back` is what reading it back
+    gave, at `read_back_at`. Times in seconds since 1970.
+    """
 
     id: int
     job_id: str
@@ -255,6 +279,22 @@ class Delivery:
     updated_at: float
     form: str = "SEG"
     rung: int = 0
+    proof: str = ""
+    proved_at: float = 0.0
+    asked_at: float = 0.0
+    check_at: float = 0.0
+    tries: int = 0
+    unanswered: int = 0
+    lost: int = 0
+    wanted: str = ""
+    doubt: str = ""
+    read_back: str = ""
+    read_back_at: float = 0.0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is known that the destination holds the object."""
+        return self.state is DeliveryState.COMMITTED
 
 
 @dataclass(frozen=True)

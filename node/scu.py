@@ -92,9 +92,15 @@ def describe(path: Path) -> Outgoing:
 
 @contextlib.contextmanager
 def associate(
-    peer: Address, contexts: Sequence[PresentationContext], timeout_s: float, as_scp: Sequence[str] = ()
+    peer: Address,
+    contexts: Sequence[PresentationContext],
+    timeout_s: float,
+    as_scp: Sequence[str] = (),
+    handlers: Sequence[tuple[Any, Callable[[Any], Any]]] = (),
 ) -> Iterator[Association]:
     """Open an association, and release it at the end. Of the SOP classes in `as_scp` we propose to be the SCP.
+
+    `handlers` are called for pynetdicom's events, in the association's own thread.
 
     Raises
     ------
@@ -118,6 +124,7 @@ def associate(
             contexts=list(contexts),
             ae_title=peer.ae_title,
             ext_neg=roles,
+            evt_handlers=list(handlers),
             tls_args=(secured, name) if secured else None,
         )
     except OSError as error:

@@ -1,8 +1,8 @@
 """Whether the fast path does what pynetdicom itself does, found out before the port opens.
 
-One canned exchange (association, C-ECHO, C-STORE, N-ACTION, N-SET, release) goes over a socket pair to each of the two.
-Its answers must be the same, byte for byte, and so must what would be stored. A version of pynetdicom whose inner parts
-behave otherwise than those we know is thereby noticed at start, and not by a scanner.
+One canned exchange (association, C-ECHO, C-STORE, N-ACTION, N-SET, N-EVENT-REPORT, release) goes over a socket pair to
+each of the two. Its answers must be the same, byte for byte, and so must what would be stored. A version of pynetdicom
+whose inner parts behave otherwise than those we know is thereby noticed at start, and not by a scanner.
 """
 
 from __future__ import annotations
@@ -52,12 +52,15 @@ def difference(settings: Listener) -> str:
     seen = [_exchange(settings, serve) for serve in (_serve_stock, _serve_fast)]
     if seen[0].stored != seen[1].stored:
         return "an object would be stored otherwise than by pynetdicom"
-    for what, stock, fast in zip(
-        ("A-ASSOCIATE", "C-ECHO", "C-STORE", "N-ACTION", "N-SET", "A-RELEASE"), *(s.answers for s in seen), strict=False
-    ):
+    steps = ("A-ASSOCIATE", "C-ECHO", "C-STORE", "N-ACTION", "N-SET", "N-EVENT-REPORT", "A-RELEASE")
+    for what, stock, fast in zip(steps, *(s.answers for s in seen), strict=False):
         if stock != fast:
             return f"the answer to {what} is not pynetdicom's"
-    return "" if len(seen[0].answers) == len(seen[1].answers) == 6 else "the canned exchange was not answered whole"
+    return (
+        ""
+        if len(seen[0].answers) == len(seen[1].answers) == len(steps)
+        else "the canned exchange was not answered whole"
+    )
 
 
 def _exchange(settings: Listener, serve: Callable[[Listener, socket.socket, _Seen], None]) -> _Seen:
@@ -79,6 +82,7 @@ def _serve_fast(settings: Listener, connection: socket.socket, seen: _Seen) -> N
     refused = Outcome(statuses.PROCESSING_FAILURE, "refused", statuses.NO_LONGER_UPDATED)
     performers = {
         (COMMITMENT, pdata.N_ACTION_RQ): lambda _operation: Outcome(statuses.SUCCESS),
+        (COMMITMENT, pdata.N_EVENT_REPORT_RQ): lambda _operation: Outcome(statuses.SUCCESS),
         (MPPS, pdata.N_SET_RQ): lambda _operation: refused,
     }
     services = Services(performers, len(_DATA))
@@ -151,6 +155,7 @@ def _serve_stock(settings: Listener, connection: socket.socket, seen: _Seen) -> 
     refused.ErrorID = statuses.NO_LONGER_UPDATED
     association.bind(evt.EVT_C_ECHO, lambda _event: statuses.SUCCESS)
     association.bind(evt.EVT_N_ACTION, lambda _event: (statuses.SUCCESS, None))
+    association.bind(evt.EVT_N_EVENT_REPORT, lambda _event: (statuses.SUCCESS, None))
     association.bind(evt.EVT_N_SET, lambda _event: (refused, None))
     association.start()
 
@@ -168,12 +173,14 @@ def _association_request() -> bytes:
     for number, abstract, syntaxes in contexts:
         items = part(0x30, abstract) + b"".join(part(0x40, syntax) for syntax in syntaxes)
         body += part(0x20, bytes([number, 0, 0, 0]) + items)
-    body += part(0x50, part(0x51, struct.pack(">L", 16384)) + part(0x52, b"1.2.3.4"))
+    # We ask to be the SCP, too (PS3.7 D.3.3.4): who does may send reports.
+    role = part(0x54, struct.pack(">H", len(COMMITMENT)) + COMMITMENT.encode() + b"\1\1")
+    body += part(0x50, part(0x51, struct.pack(">L", 16384)) + part(0x52, b"1.2.3.4") + role)
     return struct.pack(">BxL", pdata.ASSOCIATE_RQ, len(body)) + body
 
 
 def _messages() -> tuple[bytes, ...]:
-    """Return a C-ECHO-RQ, a C-STORE-RQ with a data set in several PDUs and PDVs, an N-ACTION-RQ and an N-SET-RQ."""
+    """Return a C-ECHO-RQ, a C-STORE-RQ with a data set in several PDUs and PDVs, and one each of three DIMSE-N."""
     echo = [(0x0002, _VERIFICATION), (0x0100, b"\x30\0"), (0x0110, b"\1\0"), (0x0800, b"\1\1")]
     store = [
         (0x0002, _MR), (0x0100, b"\1\0"), (0x0110, b"\2\0"), (0x0700, b"\0\0"), (0x0800, b"\0\0"), (0x1000, b"1.2.3.5"),
@@ -183,6 +190,10 @@ def _messages() -> tuple[bytes, ...]:
         (0x1008, b"\1\0"),
     ]  # fmt: skip
     change = [(0x0003, MPPS.encode()), (0x0100, b"\x20\1"), (0x0110, b"\4\0"), (0x0800, b"\0\0"), (0x1001, b"1.2.3.7")]
+    report = [
+        (0x0002, COMMITMENT.encode()), (0x0100, b"\0\1"), (0x0110, b"\5\0"), (0x0800, b"\0\0"), (0x1000, b"1.2.3.6"),
+        (0x1002, b"\1\0"),
+    ]  # fmt: skip
     third = len(_DATA) // 3
     pieces = [_pdv(3, 0, _DATA[:third]), _pdv(3, 0, _DATA[third : 2 * third]), _pdv(3, 2, _DATA[2 * third :])]
     return (
@@ -190,7 +201,7 @@ def _messages() -> tuple[bytes, ...]:
         (_pdata(_pdv(3, 3, _command(store))) + _pdata(pieces[0]) + _pdata(pieces[1] + pieces[2])),
         *(
             _pdata(_pdv(context_id, 3, _command(command))) + _pdata(_pdv(context_id, 2, _DATA[:100]))
-            for context_id, command in ((7, action), (9, change))
+            for context_id, command in ((7, action), (9, change), (7, report))
         ),
     )
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 import secrets
 import signal
 import threading
@@ -16,15 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from pydantic import SecretStr
 from starlette.routing import Route
 
 from node.api import WorkerApi
 from node.api import create_app as create_api
 from node.assembly import Assembler
+from node.assurances import Assurances
 from node.census import censuses
 from node.commitment import StorageCommitment
-from node.configuration import secret
 from node.delivery import Courier, carriers, ladders
 from node.dispatch import Dispatcher, celery_publisher
 from node.errors import ConfigurationError, LedgerUnavailable, OutOfDisk
@@ -34,13 +31,17 @@ from node.ledger import Ledger
 from node.listener import Door
 from node.loops import Loop, stop_all
 from node.peers import Peers
+from node.proof import Prover
+from node.provers import provers
 from node.records import WORKER_SILENT_S, Instance
 from node.reporter import Reporter
 from node.retention import Caretaker
 from node.selection import Verdict, select_series
+from node.services import report_taker
 from node.settings import Settings
 from node.signin import STOW_PATH
 from node.spool import Spool
+from node.statefolder import lock_state, token_of, write_atomically
 from node.stow import OriginServer
 from node.tls import client_context
 from node.web import Component, Health
@@ -64,6 +65,7 @@ class Node:
         self.broken = threading.Event()
         self._stack = contextlib.ExitStack()
         self._loops: dict[str, Loop] = {}
+        self._provers: dict[str, Prover] = {}
         self._servers: dict[str, HttpServer] = {}
         self._lock: IO[str] | None = None
         self.worker_token = ""
@@ -80,7 +82,7 @@ class Node:
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         settings = self.settings
-        self._lock = _lock_state(settings.state_dir)
+        self._lock = lock_state(settings.state_dir)
         ledger = Ledger(settings.ledger_url)
         stack.callback(ledger.close)
         try:
@@ -106,8 +108,13 @@ class Node:
             ledger, spool, settings.commitment, released=lambda: self._wake("storage commitment")
         )
         changed = partial(self._wake, "assembly")
-        door = Door(ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment)
+        assurances = Assurances(ledger, settings.delivery)
+        door = Door(
+            ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment,
+            assurances=assurances,
+        )  # fmt: skip
         self._add_loops(ledger, spool, door, commitment)
+        self._add_provers(ledger, spool, assurances)
         api = WorkerApi(
             ledger,
             spool,
@@ -128,7 +135,7 @@ class Node:
             self.addresses["dicom"] = f"{title}@{host}:{port}"
         if door.tls_address is not None:
             self.addresses["dicom_tls"] = "{}@{}:{}".format(title, *door.tls_address)
-        _write_atomically(settings.state_dir / "node.json", json.dumps(self.addresses))
+        write_atomically(settings.state_dir / "node.json", json.dumps(self.addresses))
         stack.callback((settings.state_dir / "node.json").unlink, missing_ok=True)
 
     def _add_loops(self, ledger: Ledger, spool: Spool, door: Door, commitment: StorageCommitment) -> None:
@@ -162,11 +169,18 @@ class Node:
             ).tick
         self._loops = {name: Loop(name, tick, self._on_broken) for name, tick in parts.items()}
 
+    def _add_provers(self, ledger: Ledger, spool: Spool, assurances: Assurances) -> None:
+        take = report_taker(assurances, self.settings.listener.max_message_mb * 1_000_000)
+        self._provers = provers(self.settings, ledger, spool, take)
+        for destination, prover in self._provers.items():
+            name = f"proof at {destination}"
+            self._loops[name] = Loop(name, prover.tick, self._on_broken)
+
     def _serve_http(
         self, ledger: Ledger, spool: Spool, door: Door, api: WorkerApi, stack: contextlib.ExitStack
     ) -> None:
         settings = self.settings
-        self.worker_token = _token(settings.api.token, settings.api.token_file, settings.state_dir / "worker.token")
+        self.worker_token = token_of(settings.api.token, settings.api.token_file, settings.state_dir / "worker.token")
         tls = settings.api if settings.api.tls_certificate else None
         self._servers["api"] = HttpServer(
             create_api(api, self.worker_token), settings.api.host, settings.api.port, "api", self._on_broken, tls
@@ -178,7 +192,7 @@ class Node:
             site = create_web(
                 ledger,
                 peers=Peers(settings.listener, settings.peers),
-                token=_token(settings.web.token, settings.web.token_file, settings.state_dir / "web.token"),
+                token=token_of(settings.web.token, settings.web.token_file, settings.state_dir / "web.token"),
                 health=partial(self._health, ledger, spool, door),
                 allowed_hosts=(settings.web.host, *settings.web.allowed_hosts),
                 link_token=link,
@@ -197,7 +211,7 @@ class Node:
         web = self.settings.web
         if not web.stow:
             return ()
-        token = _token(web.stow_token, web.stow_token_file, self.settings.state_dir / "stow.token")
+        token = token_of(web.stow_token, web.stow_token_file, self.settings.state_dir / "stow.token")
         return OriginServer(door, web, self.settings.listener, token).routes()
 
     def _health(self, ledger: Ledger, spool: Spool, door: Door) -> Health:
@@ -206,11 +220,14 @@ class Node:
             disk = (free_mb >= self.settings.listener.free_floor_mb, f"{free_mb / 1000:.1f} GB free")
         except OutOfDisk as error:
             disk = (False, str(error))
+        proofs: dict[str, str] = {}
         try:
             workers = len(ledger.workers(time.time() - WORKER_SILENT_S))
+            proofs = {f"proof at {name}": prover.trouble for name, prover in self._provers.items()}
             answers = (True, "answers")
         except LedgerUnavailable as error:
             workers, answers = 0, (False, str(error))
+        troubles = {name: loop.trouble or proofs.get(name, "") for name, loop in self._loops.items()}
         trouble = door.trouble
         at = " and ".join(address for name, address in self.addresses.items() if name.startswith("dicom"))
         listening = "; ".join(filter(None, (f"{at}, {door.associations()} association(s) open", trouble, door.note)))
@@ -221,7 +238,7 @@ class Node:
                 *(Component(name, server.is_alive(), "serves") for name, server in self._servers.items()),
                 Component("disk", *disk),
                 Component("workers", workers > 0, f"{workers} alive"),
-                *(Component(name, not loop.trouble, loop.trouble or "works") for name, loop in self._loops.items()),
+                *(Component(name, not words, words or "works") for name, words in troubles.items()),
             )
         )
 
@@ -258,37 +275,3 @@ def run(
             if keeper is not None:
                 keeper.stop()
     return 1 if node.broken.is_set() else 0
-
-
-def _lock_state(folder: Path) -> IO[str]:
-    """Make the state folder ours alone until the process ends, so that no thread of ours outlives the lock."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        lock = (folder / "node.lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigurationError(
-            f"another node runs on {folder}", "stop it, or give this one another state_dir"
-        ) from error
-    except OSError as error:
-        raise ConfigurationError(
-            f"the state folder {folder} cannot be used ({error.strerror})", "check who owns it, or set state_dir"
-        ) from error
-    return lock
-
-
-def _token(given: SecretStr | None, file: Path | None, own: Path) -> str:
-    """Return the token as configured; without one, that of our own file, made at first start."""
-    if given is None and file is None and not own.exists():
-        _write_atomically(own, secrets.token_urlsafe(24))
-    return secret(given, file, own)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.touch(mode=0o600)
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

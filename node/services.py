@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Mapping
 
 from node import commitment, mpps, statuses
+from node.assurances import Assurances
 from node.commitment import StorageCommitment
 from node.errors import Retryable
 from node.mpps import ProcedureSteps
 from node.operation import Body, Operation, Outcome, Refusal
-from node.pdata import N_ACTION_RQ, N_CREATE_RQ, N_SET_RQ
+from node.pdata import N_ACTION_RQ, N_CREATE_RQ, N_EVENT_REPORT_RQ, N_SET_RQ
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,17 @@ class Services:
 
 
 def services(
-    storage_commitment: StorageCommitment, steps: ProcedureSteps, limit: int, is_short_of_disk: Callable[[], bool]
+    storage_commitment: StorageCommitment,
+    assurances: Assurances,
+    steps: ProcedureSteps,
+    limit: int,
+    is_short_of_disk: Callable[[], bool],
 ) -> Services:
     """Return all services of the node; `limit` in bytes."""
     return Services(
         {
             (commitment.SOP_CLASS_UID, N_ACTION_RQ): storage_commitment.request,
+            (commitment.SOP_CLASS_UID, N_EVENT_REPORT_RQ): assurances.take,
             (mpps.SOP_CLASS_UID, N_CREATE_RQ): steps.create,
             (mpps.SOP_CLASS_UID, N_SET_RQ): steps.set,
         },
@@ -92,3 +98,8 @@ def services(
         storage_commitment,
         is_short_of_disk,
     )
+
+
+def report_taker(assurances: Assurances, limit: int) -> Callable[[Operation], Outcome]:
+    """Return what takes reports on associations of our own; `limit` in bytes."""
+    return Services({(commitment.SOP_CLASS_UID, N_EVENT_REPORT_RQ): assurances.take}, limit).perform

@@ -154,6 +154,7 @@ class StockServer:
             (evt.EVT_C_ECHO, lambda _event: statuses.SUCCESS),
             (evt.EVT_N_ACTION, self._on_action),
             (evt.EVT_N_CREATE, self._on_create),
+            (evt.EVT_N_EVENT_REPORT, self._on_event_report),
             (evt.EVT_N_SET, self._on_set),
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_ESTABLISHED, self._on_established),
@@ -234,6 +235,13 @@ class StockServer:
         uids = (request.RequestedSOPClassUID, request.RequestedSOPInstanceUID)
         return self._perform(event, pdata.N_ACTION_RQ, uids, request.ActionInformation, request.ActionTypeID)
 
+    def _on_event_report(self, event: Event) -> tuple[Dataset, Dataset | None]:
+        request = event.request
+        uids = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
+        return self._perform(
+            event, pdata.N_EVENT_REPORT_RQ, uids, request.EventInformation, event_type=request.EventTypeID
+        )
+
     def _on_create(self, event: Event) -> tuple[Dataset, Dataset | None]:
         request = event.request
         uids = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
@@ -245,7 +253,13 @@ class StockServer:
         return self._perform(event, pdata.N_SET_RQ, uids, request.ModificationList)
 
     def _perform(
-        self, event: Event, field: int, uids: tuple[Any, Any], encoded: Any, action_type: int | None = None
+        self,
+        event: Event,
+        field: int,
+        uids: tuple[Any, Any],
+        encoded: Any,
+        action_type: int | None = None,
+        event_type: int | None = None,
     ) -> tuple[Dataset, Dataset | None]:
         """Return the status, and what pynetdicom wants to be told beside it."""
         sop_class_uid, sop_uid = (str(uid or "") for uid in uids)
@@ -259,7 +273,7 @@ class StockServer:
         guest, origin = self._guest(event)
         syntax = str(event.context.transfer_syntax)
         outcome = self._services.perform(
-            Operation(origin, field, sop_class_uid, sop_uid, action_type, syntax, body.data)
+            Operation(origin, field, sop_class_uid, sop_uid, action_type, syntax, body.data, event_type)
         )
         answer.Status = outcome.status
         if outcome.comment:
@@ -312,5 +326,7 @@ def application_entity(settings: Listener, supported: Sequence[PresentationConte
     ae.acse_timeout = settings.artim_s
     ae.require_called_aet = False
     for context in supported:
-        ae.add_supported_context(context.abstract_syntax, context.transfer_syntax)
+        ae.add_supported_context(
+            context.abstract_syntax, context.transfer_syntax, scu_role=context.scu_role, scp_role=context.scp_role
+        )
     return ae

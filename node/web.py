@@ -203,7 +203,7 @@ class _Site:
         return self._page(request, "services.html", session=session, commitments=commitments, steps=steps)
 
     def change(self, request: Request, fields: dict[str, str]) -> Response:
-        """Retry or cancel a job, then show it."""
+        """Retry or cancel a job, have its delivery proved or its results read back, then show it."""
         if self._door.session_of_form(request, fields) is None:
             return RedirectResponse("/login", 303)
         return RedirectResponse(f"/jobs/{change_job(request, self._ledger, self._now()).id}", 303)

@@ -14,7 +14,7 @@ from node.errors import NotFound
 from node.forms import in_words
 from node.ledger import Ledger
 from node.peers import Listing, Peers
-from node.records import Job, JobState
+from node.records import Job, JobState, Wanted
 from node.signin import Door
 
 
@@ -77,7 +77,7 @@ class JsonSite:
         return JSONResponse({"commitments": [c.to_json() for c in asked], "steps": [s.to_json() for s in announced]})
 
     def change(self, request: Request) -> Response:
-        """Retry or cancel a job."""
+        """Retry or cancel a job, have its delivery proved, or its results read back."""
         self._authorised(request)
         return JSONResponse({"job": change_job(request, self._ledger, self._now()).to_json()})
 
@@ -96,6 +96,10 @@ def change_job(request: Request, ledger: Ledger, now: float) -> Job:
             return ledger.retry(job.id, by, now)
         case "cancel":
             return ledger.cancel(job.id, by, now)
+        case "prove":
+            return ledger.want_proof(job.id, Wanted.PROOF, by, now)
+        case "read-back":
+            return ledger.want_proof(job.id, Wanted.READ_BACK, by, now)
     raise HTTPException(404)
 
 

@@ -7,13 +7,14 @@ from node.ledger.deliveries import Deliveries
 from node.ledger.earlier import Earlier
 from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
+from node.ledger.proofs import Proofs, Trouble
 from node.ledger.recording import Receipt, Recorded
 from node.ledger.steps import ProcedureStep, StepChange, Steps, StepState
 from node.ledger.views import Views
 from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Earlier, Commitments, Steps, Weighings, Views, CallerNotes):
+class Ledger(Intake, Jobs, Deliveries, Earlier, Proofs, Commitments, Steps, Weighings, Views, CallerNotes):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters
@@ -47,5 +48,5 @@ class Ledger(Intake, Jobs, Deliveries, Earlier, Commitments, Steps, Weighings, V
 
 __all__ = [
     "Asked", "Commitment", "CommitmentState", "Held", "Ledger", "ProcedureStep", "Receipt", "Recorded", "Reference",
-    "StepChange", "StepState",
+    "StepChange", "StepState", "Trouble",
 ]  # fmt: skip

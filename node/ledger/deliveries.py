@@ -120,7 +120,9 @@ class Deliveries:
         mine = delivery.c.id == delivery_id
         with self._db.write() as connection:
             row = connection.execute(
-                change.where(mine & delivery.c.state.in_(OPEN)).values(state=state.value, reason=reason, updated_at=now)
+                change.where(mine & delivery.c.state.in_(OPEN)).values(
+                    state=state.value, reason=reason, updated_at=now, check_at=now if state is _D.SENT else 0.0
+                )
             ).first()
             if row is None and state is _D.SENT:
                 # Cancelled or superseded while it was on its way: it stays so, but the object is there.

@@ -70,6 +70,9 @@ class Jobs:
                 (job.c.lease_until, now + lease_s),
                 (series.c.last_at, now),
                 (delivery.c.not_before, now),
+                (delivery.c.asked_at, now),
+                (delivery.c.proved_at, now),
+                (delivery.c.read_back_at, now),
             ):
                 connection.execute(update(column.table).where(column > latest).values({column: latest}))
 

@@ -15,6 +15,11 @@ from node.records import DeliveryState, JobState
 _D = DeliveryState
 OPEN = [_D.PENDING.value, _D.SENDING.value]
 _HAS = [_D.SENT.value, _D.COMMITTED.value]
+# The columns of `node.ledger.proofs`, as they are before anything was sent.
+_UNPROVED = {
+    "lost": 0, "proof": "", "proved_at": 0.0, "check_at": 0.0, "asked_at": 0.0, "tries": 0, "unanswered": 0,
+    "rechecked": 0, "wanted": "", "doubt": "", "read_back": "", "read_back_at": 0.0,
+}  # fmt: skip
 
 
 def add_rung(
@@ -108,7 +113,7 @@ def begin_again(connection: Connection, job_id: str, now: float) -> None:
     connection.execute(
         update(delivery)
         .where(again & delivery.c.state.in_([_D.FAILED.value, _D.REPLACED.value]))
-        .values(state=_D.PENDING.value, refusals=0, not_before=now, reason="", updated_at=now)
+        .values(state=_D.PENDING.value, refusals=0, not_before=now, reason="", updated_at=now, **_UNPROVED)
     )
 
 

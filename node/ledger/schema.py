@@ -143,8 +143,23 @@ delivery = Table(
     Column("updated_at", Float, nullable=False),
     Column("form", String(64), nullable=False, server_default="SEG"),
     Column("rung", Integer, nullable=False, server_default="0"),
+    # How it is known that the destination holds the object, and when to look again (`node.ledger.proofs`).
+    Column("proof", String(32), nullable=False, server_default=""),
+    Column("proved_at", Float, nullable=False, server_default="0"),
+    Column("transaction_uid", _UID, nullable=False, server_default="", index=True),
+    Column("asked_at", Float, nullable=False, server_default="0"),
+    Column("check_at", Float, nullable=False, server_default="0"),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("unanswered", Integer, nullable=False, server_default="0"),
+    Column("rechecked", Integer, nullable=False, server_default="0"),
+    Column("lost", Integer, nullable=False, server_default="0"),
+    Column("wanted", String(16), nullable=False, server_default=""),
+    Column("doubt", Text, nullable=False, server_default=""),
+    Column("read_back", Text, nullable=False, server_default=""),
+    Column("read_back_at", Float, nullable=False, server_default="0"),
     UniqueConstraint("job_id", "sop_uid", "destination"),
     Index("ix_delivery_due", "state", "not_before"),
+    Index("ix_delivery_check", "destination", "check_at"),
 )
 
 journal = Table(

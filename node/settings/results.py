@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from node.forms import SEGMENTATIONS, Compression, Form
-from node.settings.base import AETitle, SecretUrl, Section, Secured
+from node.settings.base import AETitle, Seconds, SecretUrl, Section, Secured
 from node.urls import Url
 
 
@@ -38,6 +38,11 @@ class Destination(Secured):
     )
     omit_empty_frames: bool = Field(True, description="leave frames without a voxel out of segmentations")
     compression: Compression = Field("none", description="of segmentations; BINARY cannot be rle")
+    proof: Literal["auto", "commitment", "query", "none"] = Field(
+        "auto",
+        description="how we know that it holds what it took: storage commitment, a query (C-FIND, QIDO-RS), auto: what "
+        "of the two it offers, or not at all",
+    )
 
     @field_validator("url", "proxy")
     @classmethod
@@ -131,6 +136,28 @@ class Delivery(Section):
     backoff_first_s: float = Field(5.0, gt=0, description="first wait after a failure; doubles each time")
     backoff_max_s: float = Field(900.0, gt=0)
     max_refusals: int = Field(5, ge=1, description="times a peer may refuse an object before its delivery is FAILED")
+    report_pause_s: Seconds = Field(
+        1.0, description="keep the association of a storage commitment open so long for its report"
+    )
+    report_timeout_s: float = Field(
+        300.0, gt=0, description="a storage commitment not reported for so long is asked for again, or a query made"
+    )
+    proof_patience_s: Seconds = Field(
+        60.0, description="what a query does not find so long after it was sent is sent again"
+    )
+    recheck_s: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (60.0, 3600.0, 86400.0), description="look again so long after the first proof whether it is still there"
+    )
+    max_losses: int = Field(
+        3, ge=0, description="times an object is sent again because a peer does not hold it; then it is FAILED"
+    )
+
+    @field_validator("recheck_s")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(value):
+            raise ValueError("the times must ascend, as in [60, 3600, 86400]")
+        return value
 
 
 class Retention(Section):

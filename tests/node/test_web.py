@@ -19,7 +19,8 @@ from node import signin
 from node.callers import Caller
 from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
-from node.records import RESEARCH_NOTICE, Header, Instance, JobState, Result, Worker
+from node.records import RESEARCH_NOTICE, Header, Instance, JobState, Proof, Result, Worker
+from node.settings import Delivery
 from node.web import PAGE_SIZE, Component, Health, create_app
 
 TOKEN = "correct horse"
@@ -566,3 +567,51 @@ def test_a_form_whose_body_never_ends_is_answered_in_time(site: Site, monkeypatc
             said += piece
     assert said.startswith(b"HTTP/1.1 408 ")
     assert time.monotonic() - start < 5, "and the connection is closed"
+
+
+def test_the_page_says_what_is_known_of_a_delivery_and_asks_on_request(site: Site) -> None:
+    job = site.series(1)
+    claim = site.ledger.claim(job, "cpu-1", lease_s=60, max_attempts=3, now=T0)
+    assert claim
+    result = Result("2.25.123456789012345", "1.2.840.10008.5.1.4.1.1.66.4", job, "results/secret-place", 1, "0")
+    forms = {"PACS": ["SEG"], "VNA": ["SEG"], "OLD": ["SEG"]}
+    site.ledger.finish(job, claim.fence, [result], forms, model="penn 1", note="11 vertebrae", now=T0)
+    rules = Delivery(recheck_s=(60.0,))
+    items = {d.destination: d for d in site.ledger.deliveries(job)}
+    for item in items.values():
+        site.ledger.start_sending(item.id, T0)
+        site.ledger.sent(item.id, "stored (0x0000)", T0)
+    site.ledger.proved(items["PACS"].id, Proof.COMMITMENT, rules, T0 - 5)
+    site.ledger.doubt([items["VNA"].id], "VNA@host:104 does not answer <b>", rules, T0)
+    site.ledger.no_proof(items["OLD"].id, "the peer offers no proof", T0)
+    with site.signed_in() as client:
+        page = client.get(f"/jobs/{job}").text
+        for shown in (
+            "The PACS holds it, known by storage commitment", "5 s</time> ago", "Next look in 55 s",
+            "Not known whether the PACS holds it.", "does not answer &lt;b&gt;", "the peer offers no proof",
+        ):  # fmt: skip
+            assert shown in page, shown
+        for verb, words in (("prove", "asks for 3 object(s)"), ("read-back", "reads back 3 object(s)")):
+            assert client.post(f"/jobs/{job}/{verb}", data={"csrf": "guess"}).status_code == 403
+            answer = client.post(f"/jobs/{job}/{verb}", data={"csrf": csrf(page)})
+            assert answer.status_code == 303
+            shown = client.get(f"/jobs/{job}").text
+            assert words in shown
+            assert shown.count("Is being asked.") == 3
+        told = client.get(f"/api/jobs/{job}", headers=BEARER).json()["deliveries"]
+        assert {d["destination"]: (d["state"], d["proof"], d["wanted"]) for d in told} == {
+            "PACS": ("COMMITTED", "storage commitment", "read-back"),
+            "VNA": ("SENT", "", "read-back"),
+            "OLD": ("SENT", "none", "read-back"),
+        }
+        other = site.series(2)
+        refused = client.post(f"/api/jobs/{other}/prove", headers=BEARER)
+        assert refused.status_code == 409
+        assert "no destination has taken a result of this job" in refused.text
+        assert 'action="/jobs/' + other + '/prove"' not in client.get(f"/jobs/{other}").text
+    site.ledger.read_back(items["PACS"].id, "read back and found different: 3 of 9 voxels", False, rules, T0)
+    with site.signed_in() as client:
+        page = client.get(f"/jobs/{job}").text
+    assert "read back and found different: 3 of 9 voxels" in page
+    assert '<span class="tag bad">FAILED</span>' in page
+    assert "find out what changes objects there, then retry" in page
