@@ -37,14 +37,15 @@ class Pictures:
 
     def __init__(self, case: Case) -> None:
         self._case = case
-        frames, rows, columns = case.mask.shape
+        rows, columns = case.mask.shape[1:]
         self.scale = max(1, min(-(-WIDTH // columns), MOST_ROWS // rows))
         self.area = (rows * self.scale, columns * self.scale)
         sample = case.volume.voxels[:, ::_EVERY, ::_EVERY]
         low, high = np.percentile(sample, WINDOW)
         self._low, self._gain = np.float32(low), np.float32(255 / max(float(high - low), 1e-6))
         entries = [Entry(segment.words, segment.meaning.colour) for segment in case.segments.listed]
-        self.band = draw_band(entries, RESEARCH_NOTICE, max(self.area[1], WIDTH))
+        notice = f"{RESEARCH_NOTICE} Contours by {case.manifest.name} {case.manifest.version}."
+        self.band = draw_band(entries, notice, max(self.area[1], WIDTH))
         self.size = (self.area[0] + len(self.band), self.band.shape[1])
         self._colours = np.zeros((256, 3), np.uint8)
         for segment in case.segments.listed:
@@ -135,13 +136,9 @@ def _multiframe(case: Case, recipe: Recipe, pictures: Pictures, frames: Iterable
         )
     ]
     thickness = _decimals([case.volume.spacing[0]])[0]
-    measures = item(
-        PixelSpacing=_spacing(case, pictures), SliceThickness=thickness, SpacingBetweenSlices=thickness
-    )
+    measures = item(PixelSpacing=_spacing(case, pictures), SliceThickness=thickness, SpacingBetweenSlices=thickness)
     plane = item(ImageOrientationPatient=_orientation(case))
-    dataset.SharedFunctionalGroupsSequence = [
-        item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[plane])
-    ]
+    dataset.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[plane])]
     dataset.PerFrameFunctionalGroupsSequence = [
         item(
             FrameContentSequence=[item(DimensionIndexValues=[frame + 1], StackID="1", InStackPositionNumber=frame + 1)],
@@ -211,7 +208,7 @@ def _decimals(values: Iterable[float]) -> list[DSfloat]:
 
 
 def check_capture(data: bytes, case: Case, recipe: Recipe) -> None:
-    """Read pictures back from their bytes; each must show its own slice, with colour where the mask is and nowhere else.
+    """Read pictures back from their bytes; each must show its own slice, with colour where the mask is alone.
 
     Raises
     ------

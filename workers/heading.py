@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.errors import InvalidResult
@@ -31,7 +32,7 @@ _SOURCE_IMAGE = ("121322", "DCM", "Source image for image processing operation")
 
 
 def begin(case: Case, recipe: Recipe, modality: str, number: int = 1) -> Dataset:
-    """Return a data set, Explicit VR Little Endian, with the modules that all objects share; `number` is the instance's.
+    """Return a data set, Explicit VR Little Endian, with what all objects share; `number` is the instance's.
 
     The caller adds what the object is about, and may set another transfer syntax.
     """
@@ -152,12 +153,13 @@ def refuse_unless(holds: bool, reason: str) -> None:
         raise InvalidResult(reason, TELL_US)
 
 
-def references(dataset: Dataset) -> Iterator[tuple[str, int | None]]:
-    """Yield SOP Instance UID and frame number of every image that a data set refers to, however deep."""
-    for element in dataset:
-        if element.VR == "SQ":
-            for inner in element.value:
-                yield from references(inner)
-        elif element.keyword == "ReferencedSOPInstanceUID":
-            number = dataset.get("ReferencedFrameNumber")
-            yield str(element.value), None if number is None else int(number)
+def references_in(items: Iterable[Dataset]) -> Iterator[tuple[str, int | None]]:
+    """Yield SOP Instance UID and first frame number of every object that items refer to, however deep."""
+    for entry in items:
+        for element in entry:
+            if element.VR == "SQ":
+                yield from references_in(element.value)
+            elif element.keyword == "ReferencedSOPInstanceUID":
+                number = entry.get("ReferencedFrameNumber")
+                first = number[0] if isinstance(number, MultiValue) else number
+                yield str(element.value), None if first is None else int(first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from contourpy import FillType, contour_generator
@@ -36,7 +37,7 @@ def regions(marked: NDArray[np.bool_]) -> Iterator[Region]:
     for points, offsets in zip(*generator.filled(0.5, 2.0), strict=True):
         lines = [
             _corners(points[start : stop - 1, ::-1]) + origin  # (x, y) is (column, row); the last point is the first
-            for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+            for start, stop in pairwise(offsets)
         ]
         yield Region(lines[0], tuple(lines[1:]))
 
@@ -48,7 +49,7 @@ def _corners(middles: Line) -> Line:
     turns = between_rows != np.roll(between_rows, -1)
     rows = np.where(between_rows, middles[:, 0], following[:, 0])
     columns = np.where(between_rows, following[:, 1], middles[:, 1])
-    return np.stack([rows, columns], axis=1)[turns]
+    return np.asarray(np.stack([rows, columns], axis=1)[turns])
 
 
 def keyhole(region: Region) -> Line:

@@ -18,7 +18,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from node.forms import Recipe
 from node.records import RESEARCH_NOTICE
 from workers.case import Case
-from workers.heading import begin, coded, image_of, images_of, item, read_back, references, refuse_unless
+from workers.heading import begin, coded, image_of, images_of, item, read_back, references_in, refuse_unless
 from workers.lesions import frame_ml, is_abnormal
 from workers.outlines import in_mm, keyhole, regions
 from workers.segments import Segment
@@ -81,7 +81,7 @@ def _roi(case: Case, segment: Segment) -> Dataset:
 
 
 def _contours(case: Case, segment: Segment) -> Dataset:
-    volume, items = case.volume, []
+    volume, items = case.volume, list[Dataset]()
     for frame, marked in _slices(case.segments.mask, segment.number):
         for region in regions(marked):
             points = in_mm(keyhole(region), volume.positions[frame], volume.affine)
@@ -131,7 +131,7 @@ def check_structure_set(data: bytes, case: Case, recipe: Recipe) -> None:
         series = study.RTReferencedSeriesSequence[0]
         notice = dataset.StructureSetDescription == RESEARCH_NOTICE
         names = [str(roi.ROIName) for roi in dataset.StructureSetROISequence]
-        named = {uid for uid, _ in references(series)}
+        named = {uid for uid, _ in references_in([series])}
         places = {
             (str(ref.ReferencedSOPInstanceUID), ref.get("ReferencedFrameNumber")): frame
             for frame, ref in ((frame, image_of(case, frame)) for frame in range(len(mask)))
