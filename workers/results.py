@@ -15,7 +15,8 @@ from workers.case import Case
 from workers.prediction import timed
 from workers.presentation import build_presentation, check_presentation
 from workers.readback import check_segmentation
-from workers.report import build_report, check_report
+from workers.report import build_report
+from workers.reportcheck import check_report
 from workers.seg import build_segmentation
 from workers.structures import build_structure_set, check_structure_set
 from workers.writing import write
