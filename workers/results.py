@@ -11,8 +11,8 @@ from pydicom import Dataset
 from node.errors import ConfigurationError
 from node.forms import SEGMENTATIONS, Form, Recipe
 from workers.case import Case
+from workers.inspection import check_segmentation
 from workers.prediction import timed
-from workers.readback import check_segmentation
 from workers.seg import build_segmentation
 from workers.writing import write
 
@@ -41,8 +41,8 @@ def _segmentation(case: Case, recipe: Recipe, _: Made) -> Sequence[Dataset]:
     return (build_segmentation(case, recipe),)
 
 
-BUILDERS: dict[Form, Builder] = {Form.SEG: _segmentation}
-CHECKS: dict[Form, Check] = {Form.SEG: check_segmentation}
+BUILDERS: dict[Form, Builder] = dict.fromkeys(SEGMENTATIONS, _segmentation)
+CHECKS: dict[Form, Check] = dict.fromkeys(SEGMENTATIONS, check_segmentation)
 
 
 def make_objects(
