@@ -18,6 +18,8 @@ from node.records import derived_uid
 from node.settings import Seg
 from trt.manifest import Manifest
 from workers.frames import copied
+from workers.lesions import Lesion, find_lesions
+from workers.segments import Segments, segments_of
 from workers.volume import Volume
 from workers.writing import TELL_US, translated
 
@@ -29,7 +31,8 @@ _FOUND = frozenset((*_GATE, *(f"finder_{name}" for name in _GATE)))
 # Of the defined terms of Specific Character Set (PS3.3 C.12.1.1.2) those that highdicom takes; see the test.
 _ALONE = (13, 100, 101, 109, 110, 126, 127, 138, 144, 148, 166, 203)
 CHARACTER_SETS = frozenset(
-    {f"ISO_IR {n}" for n in (*_ALONE, 192)} | {f"ISO 2022 IR {n}" for n in (*_ALONE, 6, 58, 87, 159)} | {"GB18030", "GBK"}
+    {"GB18030", "GBK", "ISO_IR 192", *(f"ISO_IR {n}" for n in _ALONE)}
+    | {f"ISO 2022 IR {n}" for n in (*_ALONE, 6, 58, 87, 159)}
 )
 _UTF8 = "ISO_IR 192"
 _NUMBER = re.compile(r"\d{1,12}")
@@ -69,9 +72,13 @@ class Case:
 
     @cached_property
     def sources(self) -> tuple[Dataset, ...]:
-        """The volume's headers with what result objects need of them; values that they cannot take are left empty."""
+        """The volume's headers; the first, from which patient and study are taken, with all that result objects need.
+
+        They are shared: nobody may change them.
+        """
+        first, *others = self.volume.sources
         with translated():
-            return tuple(_complete(source) for source in self.volume.sources)
+            return _complete(first), *others
 
     @cached_property
     def when(self) -> tuple[str, str]:
@@ -89,11 +96,25 @@ class Case:
         told = {k: v for k, v in sorted(self.parameters.items()) if k not in _HOST_ONLY}
         return told | {"model_sha256": self.manifest.digest, "input_sha256": self.digest}
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the mask follows from: the source series, and the parameters with the digests of model and input."""
+        return self.volume.series_uid, repr({k: v for k, v in self.told.items() if k not in _FOUND})
+
+    @cached_property
+    def lesions(self) -> tuple[Lesion, ...]:
+        """The lesions of the mask, found once for all forms."""
+        return find_lesions(self.volume, self.mask, self.manifest, self.identity)
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The segments of all forms of segmentation; raises as `workers.segments.segments_of`."""
+        return segments_of(self)
+
     def uid(self, what: str, recipe: Recipe, *more: str) -> str:
-        """Return a UID of a result: the same for the same series, input, model, parameters, settings and recipe."""
-        asked = {k: v for k, v in self.told.items() if k not in _FOUND}
-        identity = (self.volume.series_uid, version("pennode"), repr(asked), self.settings.model_dump_json())
-        return derived_uid(what, *identity, recipe.key, *more)
+        """Return a UID of a result: the same for the same identity, release, settings and recipe."""
+        made = (version("pennode"), self.settings.model_dump_json(), recipe.key)
+        return derived_uid(what, *self.identity, *made, *more)
 
     def series_number(self, form: Form) -> int:
         """Return the Series Number of a form's results.

@@ -28,8 +28,7 @@ from workers.case import Case
 from workers.codes import meaning_of
 from workers.frames import read_identity
 from workers.prediction import Arrival, Prediction, arrive, predict_mask, timed
-from workers.results import BUILDERS, make_objects
-from workers.seg import present_labels
+from workers.results import BUILDERS, ResultObject, make_objects
 from workers.series import write_series
 from workers.volume import Volume, read_series
 
@@ -258,7 +257,7 @@ def volumes_ml(mask: NDArray[np.uint8], volume: Volume, manifest: Manifest) -> d
     """Return the volume in millilitres of each label found in `mask` (frames, rows, columns), by the label's name."""
     voxel_ml = float(np.prod(volume.spacing)) / 1000
     counts = np.bincount(mask.ravel(), minlength=256)
-    return {label.name: float(counts[label.value]) * voxel_ml for label in present_labels(mask, manifest)}
+    return {label.name: float(counts[label.value]) * voxel_ml for label in manifest.labels if counts[label.value]}
 
 
 def digest_of(paths: Sequence[Path]) -> str:
