@@ -53,7 +53,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """The segments of a case, and the mask (frames, rows, columns) uint8 of their numbers, 0 background."""
+    """The segments of a case, and the mask (frames, rows, columns) uint8 of their numbers, 0 background; read-only."""
 
     listed: tuple[Segment, ...]
     mask: NDArray[np.uint8]
@@ -94,6 +94,7 @@ def segments_of(case: Case) -> Segments:
     mask[box] = numbers[inner]
     for number, near, inside in own:
         mask[near][inside] = number
+    mask.setflags(write=False)  # all forms are made of it
     return Segments(tuple(listed), mask)
 
 

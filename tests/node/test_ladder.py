@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import html
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,14 +32,6 @@ SEG, LABELMAP = uid.SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7"
 
 # pynetdicom leaves the socket of a refused connection to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def destination(port: int, ae_title: str = "PACS", **values: object) -> Destination:

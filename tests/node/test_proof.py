@@ -32,7 +32,6 @@ from node.settings import Listener
 from node.spool import Spool
 from tests.node.making import T0, claim, seal, sealed, seg
 from tests.node.making import instance as image
-from tests.node.test_listener import collected
 from tests.peers import Orthanc, free_port, orthanc, storescp
 
 SEG = str(uid.SegmentationStorage)
@@ -42,7 +41,6 @@ NO_SUCH = 0x0112
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-__all__ = ["collected"]
 
 
 def until(probe: Callable[[], Any], seconds: float = 10.0) -> Any:

@@ -19,13 +19,11 @@ from node.records import Delivery, DeliveryState, JobState, Proof, Result
 from node.spool import Spool
 from tests import harness
 from tests.node.making import claim, sealed, seg
-from tests.node.test_listener import collected
 from tests.node.test_proof import SEG, Archive, D, introduce, lose, report, transactions, until
 from tests.peers import free_port, orthanc, storescp
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-__all__ = ["collected"]
 
 QUICK = {
     "PENNODE_DELIVERY_BACKOFF_FIRST_S": "0.5", "PENNODE_DELIVERY_BACKOFF_MAX_S": "2",

@@ -19,13 +19,12 @@ from node.errors import InvalidInstance
 from node.readback import compare
 from node.records import DeliveryState, JobState, Proof, Wanted
 from tests.node.making import seg, write
-from tests.node.test_listener import collected
 from tests.node.test_proof import Archive, D, J, Site, emptied, introduce, lose, pacs, start
 from tests.peers import Orthanc, free_port, program, running, storescp, wait_for_port
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-__all__ = ["collected", "emptied", "pacs", "start"]
+__all__ = ["emptied", "pacs", "start"]
 
 FRAMES = 6
 

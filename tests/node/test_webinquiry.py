@@ -18,14 +18,12 @@ from node.proof import Prover, web_destination
 from node.records import Proof, Wanted
 from node.spool import Spool
 from node.webinquiry import WebService, web_inquiry
-from tests.node.test_listener import collected
 from tests.node.test_proof import D, Site, lose
 from tests.node.test_readback import change, masked
 from tests.peers import free_port, orthanc
 
 # pynetdicom leaves some sockets to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-__all__ = ["collected"]
 
 SENT = Sent("1.2.840.10008.5.1.4.1.1.66.4", "2.25.7.10", "2.25.7", "1.2.3.1")
 
