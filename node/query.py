@@ -1,8 +1,8 @@
-"""Asking a peer by C-FIND how many images of a series it has."""
+"""Asking a peer by C-FIND which series of a study it has, and how many images of each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pydicom import Dataset
 from pynetdicom.association import Association
@@ -11,10 +11,15 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as S
 
 from node.errors import PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
+from node.ledger import FetchedSeries
+from node.logs import printable
+from node.records import is_uid
 from node.scu import Address, associate
 
 # One series has one match; a peer that ignores what it is asked sends all that it has.
 _MOST_MATCHES = 16
+MOST_SERIES = 5000
+_IGNORED_QUESTION = "the peer answers C-FIND with other series than asked for"
 
 
 def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> dict[str, int]:
@@ -40,12 +45,42 @@ def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> 
     return {uid: number for uid, number in answers.items() if number is not None}
 
 
-def _count(association: Association, study_uid: str, series_uid: str) -> int | None:
+def list_series(peer: Address, study_uid: str, timeout_s: float) -> list[FetchedSeries]:
+    """Ask which series of a study a peer has, by Study Root C-FIND at SERIES level (PS3.4 C.6.2.1.3); none: no study.
+
+    What the peer says of a series is cut to what the ledger holds; a number of images that it does not tell is None.
+
+    Raises
+    ------
+    PeerUnavailable, PeerRefused, ConfigurationError
+        As `count_images`; PeerRefused also where it answers with other studies, or more than `MOST_SERIES`.
+    """
     asked = Dataset()
     asked.QueryRetrieveLevel = "SERIES"
-    asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
+    asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, ""
+    asked.Modality = asked.SeriesDescription = ""
     asked.NumberOfSeriesRelatedInstances = None
-    found: int | None = 0
+    found: dict[str, FetchedSeries] = {}
+    try:
+        with associate(peer, [build_context(StudyRootFind)], timeout_s) as association:
+            for answer in _matches(association, asked, MOST_SERIES, f"more than {MOST_SERIES} series"):
+                series_uid = _text(answer, "SeriesInstanceUID")
+                if _text(answer, "StudyInstanceUID") not in ("", study_uid) or not is_uid(series_uid):
+                    association.abort()
+                    raise PeerRefused(
+                        "the peer answers C-FIND with another study than asked for", "look into the peer's log"
+                    )
+                found[series_uid] = FetchedSeries(
+                    series_uid, printable(_text(answer, "Modality"), 16), printable(_text(answer, "SeriesDescription")),
+                    _related_instances(answer),
+                )  # fmt: skip
+    except RuntimeError as error:
+        raise PeerUnavailable("the association broke", "fetch again") from error
+    return list(found.values())
+
+
+def _matches(association: Association, asked: Dataset, most: int, too_many: str) -> Iterator[Dataset]:
+    """Yield the identifiers of all matches; more than `most` of them are an error that `too_many` puts into words."""
     for number, (response, identifier) in enumerate(association.send_c_find(asked, StudyRootFind)):
         status = response.get("Status")
         if status is None:
@@ -54,12 +89,30 @@ def _count(association: Association, study_uid: str, series_uid: str) -> int | N
             break
         if status not in (0xFF00, 0xFF01):
             raise PeerRefused(f"the peer answered C-FIND with 0x{status:04X}", "look into the peer's log")
-        if number >= _MOST_MATCHES:
+        if number >= most:
             association.abort()
-            raise PeerRefused("the peer answers C-FIND with other series than asked for", "set count = false")
-        if identifier is not None and str(identifier.get("SeriesInstanceUID", "")) == series_uid:
+            raise PeerRefused(too_many, "set count = false" if too_many == _IGNORED_QUESTION else "name its series")
+        if identifier is not None:
+            yield identifier
+
+
+def _count(association: Association, study_uid: str, series_uid: str) -> int | None:
+    asked = Dataset()
+    asked.QueryRetrieveLevel = "SERIES"
+    asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
+    asked.NumberOfSeriesRelatedInstances = None
+    found: int | None = 0
+    for identifier in _matches(association, asked, _MOST_MATCHES, _IGNORED_QUESTION):
+        if _text(identifier, "SeriesInstanceUID") == series_uid:
             found = _related_instances(identifier)
     return found
+
+
+def _text(identifier: Dataset, keyword: str) -> str:
+    try:
+        return str(identifier.get(keyword) or "").strip(" \0")
+    except UNREADABLE:
+        return ""
 
 
 def _related_instances(identifier: Dataset) -> int | None:
@@ -67,4 +120,4 @@ def _related_instances(identifier: Dataset) -> int | None:
         number = int(str(identifier.get("NumberOfSeriesRelatedInstances")))
     except (*UNREADABLE, ValueError):
         return None
-    return number if number >= 0 else None
+    return number if 0 <= number < 2**31 else None

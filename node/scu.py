@@ -26,7 +26,7 @@ _USER_REJECTS = {
     1: ("no reason given", "ask the peer's administrator"),
     2: ("it does not know this application context", "ask the peer's administrator"),
     3: ("it does not know our AE title", "add our AE title to the peer's configuration"),
-    7: ("it does not know the AE title we called", "check the destination's ae_title"),
+    7: ("it does not know the AE title we called", "check its ae_title in the settings"),
 }
 _DUPLICATE = 0x0111
 _MAX_CONTEXTS = 128
@@ -80,9 +80,15 @@ def describe(path: Path) -> Outgoing:
 
 @contextlib.contextmanager
 def associate(
-    peer: Address, contexts: Sequence[PresentationContext], timeout_s: float, as_scp: Sequence[str] = ()
+    peer: Address,
+    contexts: Sequence[PresentationContext],
+    timeout_s: float,
+    as_scp: Sequence[str] = (),
+    max_pdu: int = 0,
 ) -> Iterator[Association]:
     """Open an association, and release it at the end. Of the SOP classes in `as_scp` we propose to be the SCP.
+
+    `max_pdu` is the longest PDU that we take, in bytes; 0: any.
 
     Raises
     ------
@@ -96,7 +102,7 @@ def associate(
     secured = client_context(peer.security)
     ae = AE(ae_title=peer.calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
-    ae.maximum_pdu_size = 0
+    ae.maximum_pdu_size = max_pdu
     name = peer.security.tls_server_name or peer.host
     roles: list[Any] = [build_role(sop_class, scp_role=True) for sop_class in as_scp]
     try:

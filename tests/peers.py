@@ -218,6 +218,24 @@ def storescp(folder: Path, ae_title: str = "STORESCP") -> Iterator[int]:
         yield port
 
 
+@contextlib.contextmanager
+def dcmqrscp(folder: Path, destination: tuple[str, int] | None = None) -> Iterator[int]:
+    """Run DCMTK's archive below `folder` as DCMQRSCP, which takes, finds and sends; yield its port.
+
+    `destination` is an AE title that it knows for C-MOVE, and its port on loopback.
+    """
+    binary, port, log = program("dcmqrscp", "dcmtk"), free_port(), folder / "dcmqrscp.log"
+    (folder / "store").mkdir(parents=True, exist_ok=True)
+    host = [f"ours = ({destination[0]}, localhost, {destination[1]})"] if destination else []
+    lines = [f"NetworkTCPPort = {port}", "MaxPDUSize = 16384", "MaxAssociations = 16", "HostTable BEGIN", *host]
+    lines += ["HostTable END", "VendorTable BEGIN", "VendorTable END", "AETable BEGIN"]
+    lines += [f"DCMQRSCP {folder / 'store'} RW (1000, 1024mb) ANY", "AETable END", ""]
+    (folder / "dcmqrscp.cfg").write_text("\n".join(lines))
+    with running([binary, "-c", str(folder / "dcmqrscp.cfg")], log) as process:
+        wait_for_port(port, process, log)
+        yield port
+
+
 def dcmtk(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run one of DCMTK's tools to its end."""
     tool, environment = program(name, "dcmtk"), os.environ | {"TCP_NODELAY": "1"}

@@ -4,6 +4,7 @@ from node.ledger.callers import CallerNotes
 from node.ledger.commitments import Asked, Commitment, Commitments, CommitmentState, Held, Reference
 from node.ledger.database import Database
 from node.ledger.deliveries import Deliveries
+from node.ledger.fetches import Announcement, Fetch, FetchedSeries, Fetches, FetchState
 from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
 from node.ledger.recording import Receipt, Recorded
@@ -12,7 +13,7 @@ from node.ledger.views import Views
 from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Commitments, Steps, Weighings, Views, CallerNotes):
+class Ledger(Intake, Jobs, Deliveries, Commitments, Steps, Weighings, Views, CallerNotes, Fetches):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters
@@ -45,6 +46,6 @@ class Ledger(Intake, Jobs, Deliveries, Commitments, Steps, Weighings, Views, Cal
 
 
 __all__ = [
-    "Asked", "Commitment", "CommitmentState", "Held", "Ledger", "ProcedureStep", "Receipt", "Recorded", "Reference",
-    "StepChange", "StepState",
+    "Announcement", "Asked", "Commitment", "CommitmentState", "Fetch", "FetchState", "FetchedSeries", "Held", "Ledger",
+    "ProcedureStep", "Receipt", "Recorded", "Reference", "StepChange", "StepState",
 ]  # fmt: skip
