@@ -194,14 +194,14 @@ class Fetcher:
 
     def _trouble(self, one: FetchedSeries, ended: Retrieved) -> tuple[str, str]:
         """Return why a series did not come as it should, and what to do; empty words where nothing is wrong."""
+        failed = ended.counts.failed
+        if ended.refusal:  # then a peer may say, with 0xA702, that it could not send: ours is the better reason
+            return f"{failed or 'some'} images were not taken here: {ended.refusal}", "mend that, and fetch again"
         reason, step = explain(ended.status, self._listener.ae_title)
         if reason:
             return f"{self._archive.name} does not send the series: {reason}", step
-        failed = ended.counts.failed
         if not failed:
             return "", ""
-        if ended.refusal:
-            return f"{failed} images were not taken here: {ended.refusal}", "mend that, and fetch again"
         if self._archive.retrieve == "move":
             step = "is the archive let in (pennode peers list tells), and does it know our host and port? Fetch again"
             return f"{failed} images could not be sent here", step

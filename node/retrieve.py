@@ -65,6 +65,7 @@ class Retrieval:
         self._counts = Counts()
         self._final: int | None = None
         self._refusal = ""
+        self._step = "look into its log, and fetch again"
         # Called by the association's own thread with each P-DATA-TF: messages never pile up in memory.
         association.dimse.receive_primitive = self._put
 
@@ -93,6 +94,8 @@ class Retrieval:
         """Have one series sent to the application entity `destination`. Raises as `get` does."""
         request = C_MOVE()
         request.MoveDestination = destination
+        # Some, like Orthanc, give no other sign that they do not.
+        self._step = f"does it know the move destination {destination}? Look into its log, and fetch again"
         return self._retrieve(request, StudyRootMove, study_uid, series_uid, watch)
 
     def _retrieve(self, request: Any, model: str, study_uid: str, series_uid: str, watch: Watch) -> Retrieved:
@@ -130,12 +133,10 @@ class Retrieval:
                 before, activity, told = activity, watch(self._counts), now
                 heard = now if activity != before else heard
             if self._queue.empty() and not (self._association.is_established and self._association.dul.is_alive()):
-                raise PeerUnavailable("the peer ended the association half way", "look into its log, and fetch again")
+                raise PeerUnavailable("the peer ended the association half way", self._step)
             if now - heard > timeout_s or now > give_up:
                 self._association.abort()
-                raise PeerUnavailable(
-                    f"nothing was heard of the peer for {timeout_s:g} s", "look into its log, and fetch again"
-                )
+                raise PeerUnavailable(f"nothing was heard of the peer for {timeout_s:g} s", self._step)
         watch(self._counts)
         assert self._final is not None
         return Retrieved(self._final, self._counts, self._refusal)

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from node.errors import NotFound, Permanent
 from node.ledger.database import Database
 from node.ledger.moves import write_journal
-from node.ledger.schema import fetch, fetched_series, instance
+from node.ledger.schema import fetched_series, instance
+from node.ledger.schema import study_fetch as fetch
 
 
 class FetchState(StrEnum):
@@ -143,10 +144,12 @@ class Fetches:
     def note_fetched_series(self, asked: Fetch, found: Sequence[FetchedSeries], now: float) -> None:
         """Remember what the archive has of the study, and write into the history of each series that it is fetched."""
         with self._db.write() as connection:
-            connection.execute(delete(fetched_series).where(fetched_series.c.fetch == asked.number))
+            connection.execute(delete(fetched_series).where(fetched_series.c.fetch_number == asked.number))
             if found:
-                columns = [c.name for c in fetched_series.c if c.name != "fetch"]
-                rows = [{name: getattr(one, name) for name in columns} | {"fetch": asked.number} for one in found]
+                columns = [c.name for c in fetched_series.c if c.name != "fetch_number"]
+                rows = [
+                    {name: getattr(one, name) for name in columns} | {"fetch_number": asked.number} for one in found
+                ]
                 connection.execute(insert(fetched_series), rows)
             for one in found:
                 if not one.left_out:
@@ -177,7 +180,7 @@ class Fetches:
                 .where(fetch.c.number == number)
                 .values(state=state.value, reason=reason, next_step=next_step, updated_at=now)
             )
-            members = (fetched_series.c.fetch == number) & (fetched_series.c.left_out == "")
+            members = (fetched_series.c.fetch_number == number) & (fetched_series.c.left_out == "")
             for series_uid in connection.execute(select(fetched_series.c.series_uid).where(members)).scalars().all():
                 _write(connection, series_uid, FetchState(before).value, state, by, f"fetch {number}: {reason}", now)
         return True
@@ -235,7 +238,7 @@ class Fetches:
         """Return what the newest fetch of a series said of it; None: it was not fetched."""
         query = (
             select(fetch.c.number, fetch.c.archive, fetch.c.asked_by, fetch.c.state, fetched_series.c.announced)
-            .where(fetched_series.c.fetch == fetch.c.number)
+            .where(fetched_series.c.fetch_number == fetch.c.number)
             .where((fetched_series.c.series_uid == series_uid) & (fetched_series.c.left_out == ""))
             .order_by(fetch.c.number.desc())
             .limit(1)
@@ -252,7 +255,7 @@ class Fetches:
         with self._db.write() as connection:
             numbers = connection.execute(aged).scalars().all()
             for number in numbers:
-                connection.execute(delete(fetched_series).where(fetched_series.c.fetch == number))
+                connection.execute(delete(fetched_series).where(fetched_series.c.fetch_number == number))
                 connection.execute(delete(fetch).where(fetch.c.number == number))
         return len(numbers)
 
@@ -280,11 +283,13 @@ def _images(connection: Connection, series_uids: Sequence[str]) -> dict[str, int
 def _with_series(connection: Connection, rows: Sequence[Any]) -> list[Fetch]:
     members: dict[int, list[FetchedSeries]] = {row.number: [] for row in rows}
     query = (
-        select(fetched_series).where(fetched_series.c.fetch.in_(list(members))).order_by(fetched_series.c.series_uid)
+        select(fetched_series)
+        .where(fetched_series.c.fetch_number.in_(list(members)))
+        .order_by(fetched_series.c.series_uid)
     )
     for row in connection.execute(query):
         values = dict(row._mapping)
-        members[values.pop("fetch")].append(FetchedSeries(**values))
+        members[values.pop("fetch_number")].append(FetchedSeries(**values))
     here = _images(connection, sorted({one.series_uid for found in members.values() for one in found}))
     found = []
     for row in rows:

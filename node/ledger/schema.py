@@ -237,8 +237,9 @@ performed_series = Table(
 )
 
 # `wanted` are the Series Instance UIDs that were named; none: all of the study.
-fetch = Table(
-    "fetch",
+# Named so as FETCH is a word of SQL.
+study_fetch = Table(
+    "study_fetch",
     metadata,
     Column("number", _ID, primary_key=True, autoincrement=True),
     Column("archive", String(32), nullable=False),
@@ -254,14 +255,14 @@ fetch = Table(
     Column("next_step", Text, nullable=False),
     Column("asked_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
-    Index("ix_fetch_due", "state", "archive"),
+    Index("ix_study_fetch_due", "state", "archive"),
 )
 
 # What the archive said it has of the study; `left_out` says why a series is not retrieved, empty: it is.
 fetched_series = Table(
     "fetched_series",
     metadata,
-    Column("fetch", _ID, primary_key=True, autoincrement=False),
+    Column("fetch_number", _ID, primary_key=True, autoincrement=False),
     Column("series_uid", _UID, primary_key=True, index=True),
     Column("modality", String(16), nullable=False),
     Column("description", String(64), nullable=False),

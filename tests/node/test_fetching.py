@@ -8,14 +8,26 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pynetdicom import AE, evt
+from pynetdicom.dimse_primitives import C_GET, C_MOVE
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
 
+from node.errors import Permanent
 from node.fetching import Fetcher
 from node.ledger import Fetch, FetchState, Ledger
 from node.listener import Door
+from node.records import JournalEntry
 from node.scu import Address, describe, send_files
 from node.settings import Archive, Listener, Selection
 from tests.node.making import SERIES, STUDY, mr, write
@@ -50,7 +62,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def fill(port: int, title: str, files: list[Path]) -> None:
-    refused = send_files([describe(f) for f in files], Address(title, "127.0.0.1", port, "FILLER"), 20, lambda _f, _n: None)
+    refused = send_files(
+        [describe(f) for f in files], Address(title, "127.0.0.1", port, "FILLER"), 20, lambda _f, _n: None
+    )
     assert refused == []
 
 
@@ -123,3 +137,324 @@ def test_a_study_is_fetched(
         assert unknown.next_step == "check it, and which archive holds the study"
         partly = fetch(one, ledger, "pacs", STUDY, OTHER, "1.2.3.404")
         assert (partly.state, partly.next_step) == (FetchState.FAILED, "check these UIDs"), partly
+
+
+# -- peers that answer oddly
+
+Answers = Iterator[object]
+
+
+def image(number: int, **values: object) -> Dataset:
+    """An image as pynetdicom sends it."""
+    ds = mr(number, **values)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
+
+
+@contextlib.contextmanager
+def odd_peer(
+    retrieve: Callable[[evt.Event], Answers], images: object = IMAGES, *, way: str = "get", finds: bool = True
+) -> Iterator[Archive]:
+    """An archive of one series whose retrieve service does what `retrieve` says."""
+
+    def on_find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        match = Dataset()
+        match.QueryRetrieveLevel, match.StudyInstanceUID, match.SeriesInstanceUID = "SERIES", STUDY, SERIES
+        match.Modality, match.SeriesDescription, match.NumberOfSeriesRelatedInstances = "MR", "t2_sag", images
+        yield 0xFF00, match
+
+    ae = AE("ODD")
+    models = (StudyRootQueryRetrieveInformationModelGet, StudyRootQueryRetrieveInformationModelMove)
+    for model in (*([StudyRootQueryRetrieveInformationModelFind] if finds else [Verification]), models[way == "move"]):
+        ae.add_supported_context(model)
+    ae.add_supported_context(MRImageStorage, scu_role=True, scp_role=True)
+    handlers = [(evt.EVT_C_FIND, on_find), (evt.EVT_C_GET, retrieve), (evt.EVT_C_MOVE, retrieve)]
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    port = server.socket.getsockname()[1]
+    try:
+        yield Archive(name="odd", ae_title="ODD", host="127.0.0.1", port=port, retrieve=way, timeout_s=2)
+    finally:
+        server.shutdown()
+
+
+def odd(ledger: Ledger, door: Door, archive: Archive) -> Fetch:
+    return fetch(fetcher(archive, ledger, door), ledger, "odd")
+
+
+def sends(*numbers: int, then: int | None = None, said: int | None = None) -> Callable[[evt.Event], Answers]:
+    """A C-GET that sends these images, says that there were `said`, and ends with a status."""
+
+    def on_get(_event: evt.Event) -> Answers:
+        yield len(numbers) if said is None else said
+        for number in numbers:
+            yield 0xFF00, image(number)
+        if then is not None:
+            yield then, None
+
+    return on_get
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "step"),
+    [
+        (0xA701, "out of resources and could not count", "fetch again later"),
+        (0xA702, "out of resources and could not send", "whether it reaches us"),
+        (0xA801, "does not know the move destination PENNODE", "add that AE title with our host and port there"),
+        (0xA900, "does not fit its service", "look into its log"),
+        (0xC000, "unable to process", "fetch again"),
+        (0xC1FF, "unable to process", "fetch again"),
+        (0xFE00, "it cancelled the retrieval", "fetch again"),
+        (0x0122, "switched off", "set another way"),
+        (0x0124, "not authorised", "let our AE title retrieve"),
+    ],
+)
+@pytest.mark.parametrize("way", ["get", "move"])
+def test_a_status_that_ends_a_retrieval_is_put_into_words(
+    ledger: Ledger, open_door: OpenDoor, way: str, status: int, reason: str, step: str
+) -> None:
+    with raw_answer(status, way) as archive:
+        found = odd(ledger, open_door()[0], archive)
+    assert found.state is FetchState.FAILED
+    assert reason in found.reason
+    assert f"(0x{status:04X})" in found.reason
+    assert found.reason.startswith(f"0 of {IMAGES} images are here: odd does not send the series: ")
+    assert step in found.next_step
+
+
+@contextlib.contextmanager
+def raw_answer(status: int, way: str) -> Iterator[Archive]:
+    """An archive that ends every retrieval at once with this status, which pynetdicom's own service would not."""
+
+    def on_retrieve(event: evt.Event) -> Answers:
+        answer = C_GET() if way == "get" else C_MOVE()
+        answer.MessageIDBeingRespondedTo = event.request.MessageID
+        answer.AffectedSOPClassUID = event.request.AffectedSOPClassUID
+        answer.Status = status
+        event.assoc.dimse.send_msg(answer, event.context.context_id)
+        time.sleep(0.5)
+        yield 0xC000
+
+    with odd_peer(on_retrieve, way=way) as archive:
+        yield archive
+
+
+def test_fewer_images_than_announced_are_visible(ledger: Ledger, open_door: OpenDoor) -> None:
+    with odd_peer(sends(1, 2, 3)) as archive:
+        found = odd(ledger, open_door()[0], archive)
+    assert found.state is FetchState.FAILED
+    assert found.reason == "3 of 5 images are here: odd said that it had sent all"
+    assert found.next_step == "fetch again"
+    lines = [(e.subject, e.after, e.by) for e in journal_of(ledger, SERIES)]
+    assert ("fetch", "RUNNING", "tester") in lines
+    assert ("fetch", "FAILED", "fetch") in lines
+
+
+def test_a_number_that_is_not_told_leaves_it_to_what_comes(ledger: Ledger, open_door: OpenDoor) -> None:
+    door, _ = open_door()
+    with odd_peer(sends(), images=None) as archive:
+        assert odd(ledger, door, archive).reason == "0 images are here: odd said that it had sent all"
+    with odd_peer(sends(1, 2), images=None) as archive:
+        found = odd(ledger, door, archive)
+        assert (found.state, found.reason) == (FetchState.DONE, "2 images of 1 series are here")
+
+
+def test_an_image_of_another_study_is_not_taken(ledger: Ledger, open_door: OpenDoor) -> None:
+    def on_get(_event: evt.Event) -> Answers:
+        yield 2
+        yield 0xFF00, image(1)
+        yield 0xFF00, image(2, StudyInstanceUID="1.2.3.2")
+
+    with odd_peer(on_get, 2) as archive:
+        found = odd(ledger, open_door()[0], archive)
+    assert found.state is FetchState.FAILED
+    assert "1 images were not taken here: the data set is of another study than announced" in found.reason
+    assert [one.sop_uid for one in ledger.series_instances(SERIES)] == [f"{SERIES}.1"]
+
+
+def test_another_object_under_a_known_uid_is_told_and_the_first_kept(ledger: Ledger, open_door: OpenDoor) -> None:
+    door, _ = open_door()
+    with odd_peer(sends(1, 2), 2) as archive:
+        assert odd(ledger, door, archive).state is FetchState.DONE
+    before = ledger.series_instances(SERIES)
+
+    def on_get(_event: evt.Event) -> Answers:
+        yield 1
+        yield 0xFF00, image(1, PatientName="Another^One")
+
+    with odd_peer(on_get, 2) as archive:
+        found = odd(ledger, door, archive)
+    assert found.state is FetchState.DONE
+    assert "another object is here under its SOP Instance UID" in found.reason
+    assert ledger.series_instances(SERIES) == before
+
+
+def test_a_peer_that_hangs_is_given_up(ledger: Ledger, open_door: OpenDoor) -> None:
+    ended = threading.Event()
+
+    def on_get(_event: evt.Event) -> Answers:
+        yield 3
+        yield 0xFF00, image(1)
+        ended.wait(20)
+        yield 0xFF00, image(2)
+
+    with odd_peer(on_get) as archive:
+        begun = time.monotonic()
+        found = odd(ledger, open_door()[0], archive)
+        assert 2 <= time.monotonic() - begun < 8
+        ended.set()
+    assert found.reason == "nothing was heard of the peer for 2 s"
+    assert len(ledger.series_instances(SERIES)) == 1, "what came before stays"
+
+
+def test_a_peer_that_aborts_half_way(ledger: Ledger, open_door: OpenDoor) -> None:
+    def on_get(event: evt.Event) -> Answers:
+        yield 3
+        yield 0xFF00, image(1)
+        event.assoc.abort()
+        yield 0xFF00, image(2)
+
+    with odd_peer(on_get) as archive:
+        found = odd(ledger, open_door()[0], archive)
+    assert found.state is FetchState.FAILED
+    assert found.reason == "the peer ended the association half way"
+    assert len(ledger.series_instances(SERIES)) == 1
+
+
+def test_who_cancels_stops_the_peer(ledger: Ledger, open_door: OpenDoor) -> None:
+    cancelled = threading.Event()
+
+    def on_get(event: evt.Event) -> Answers:
+        yield 500
+        for number in range(1, 501):
+            if event.is_cancelled:
+                cancelled.set()
+                yield 0xFE00, None
+                return
+            time.sleep(0.02)
+            yield 0xFF00, image(number)
+
+    door, _ = open_door()
+    with odd_peer(on_get, 500) as archive:
+        asked = ledger.ask_fetch("odd", STUDY, (), "tester", time.time())
+        one = fetcher(archive, ledger, door)
+        running = threading.Thread(target=one.tick, args=(time.time(),))
+        running.start()
+        give_up = time.monotonic() + 20
+        while ledger.fetch(asked.number).completed < 5:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        ledger.cancel_fetch(asked.number, "somebody", time.time())
+        running.join(20)
+        assert not running.is_alive()
+        assert cancelled.wait(5), "the peer was asked to stop"
+    found = ledger.fetch(asked.number)
+    assert (found.state, found.reason) == (FetchState.CANCELLED, "stopped by somebody")
+    assert 5 <= len(ledger.series_instances(SERIES)) < 500
+    with pytest.raises(Permanent, match="is CANCELLED"):
+        ledger.cancel_fetch(asked.number, "somebody", time.time())
+
+
+def test_a_stop_of_the_node_leaves_it_to_the_next_start(ledger: Ledger, open_door: OpenDoor) -> None:
+    door, _ = open_door()
+
+    def on_get(_event: evt.Event) -> Answers:
+        yield IMAGES
+        for number in range(1, IMAGES + 1):
+            time.sleep(0.4)
+            yield 0xFF00, image(number)
+
+    with odd_peer(on_get) as archive:
+        asked = ledger.ask_fetch("odd", STUDY, (), "tester", time.time())
+        one = fetcher(archive, ledger, door)
+        threading.Timer(0.5, one.stop).start()
+        one.tick(time.time())
+        assert ledger.fetch(asked.number).state is FetchState.RUNNING
+        fetcher(archive, ledger, door).tick(time.time())
+    found = ledger.fetch(asked.number)
+    assert (found.state, found.attempts) == (FetchState.DONE, 2)
+
+
+def test_what_is_broken_off_again_and_again_is_given_up(ledger: Ledger, open_door: OpenDoor) -> None:
+    asked = ledger.ask_fetch("odd", STUDY, (), "tester", time.time())
+    for _ in range(5):
+        assert ledger.claim_fetch("odd", time.time())
+    with odd_peer(sends(1)) as archive:
+        fetcher(archive, ledger, open_door()[0]).tick(time.time())
+    assert ledger.fetch(asked.number).reason == "it was broken off 5 times"
+
+
+@pytest.mark.parametrize(
+    ("archive", "reason", "step"),
+    [
+        ({"ae_title": "ODD", "host": "127.0.0.1", "port": 9}, "does not answer", "firewall"),
+        ({"ae_title": "ODD", "host": "no.such.host.invalid", "port": 104}, "cannot be found", "DNS"),
+        ({"url": "http://127.0.0.1:9/dicom-web"}, "odd does not answer", "its url"),
+    ],
+)
+def test_an_archive_that_is_not_there(
+    ledger: Ledger, open_door: OpenDoor, archive: dict[str, object], reason: str, step: str
+) -> None:
+    found = odd(ledger, open_door()[0], Archive(name="odd", timeout_s=2, **archive))  # type: ignore[arg-type]
+    assert found.state is FetchState.FAILED
+    assert reason in found.reason
+    assert step in found.next_step
+
+
+def test_a_wrong_ae_title_and_a_missing_service_are_told(ledger: Ledger, open_door: OpenDoor) -> None:
+    door, _ = open_door()
+    with odd_peer(sends(1), way="move") as archive:
+        found = odd(ledger, door, archive.model_copy(update={"retrieve": "get"}))
+        assert "does not accept C-GET from us" in found.reason
+        assert found.next_step == 'let it accept that, or set retrieve = "move" of the archive'
+    with odd_peer(sends(1), finds=False) as archive:
+        assert "accepts none of the SOP classes" in odd(ledger, door, archive).reason
+
+
+def test_orthanc_aborts_where_it_does_not_know_the_destination(
+    ledger: Ledger, open_door: OpenDoor, pacs: Orthanc
+) -> None:
+    archive = Archive(
+        name="odd", ae_title="ORTHANC", host="127.0.0.1", port=pacs.dicom_port, retrieve="move", timeout_s=10
+    )
+    door, _ = open_door(ae_title="NOBODY")
+    found = fetch(fetcher(archive, ledger, door, ae_title="NOBODY"), ledger, "odd")
+    assert (found.state, found.reason) == (FetchState.FAILED, "the peer ended the association half way")
+    assert found.next_step.startswith("does it know the move destination NOBODY?")
+
+
+def test_dcmqrscp_names_the_destination_that_it_does_not_know(
+    tmp_path: Path, ledger: Ledger, open_door: OpenDoor, files: list[Path]
+) -> None:
+    with dcmqrscp(tmp_path / "dcmqrscp") as port:
+        fill(port, "DCMQRSCP", files)
+        archive = Archive(name="odd", ae_title="DCMQRSCP", host="127.0.0.1", port=port, retrieve="move", timeout_s=10)
+        found = odd(ledger, open_door()[0], archive)
+    assert "it does not know the move destination PENNODE (0xA801)" in found.reason
+    assert found.next_step.startswith("add that AE title with our host and port there")
+
+
+def test_large_images_do_not_lie_in_memory(ledger: Ledger, open_door: OpenDoor) -> None:
+    """An image over `max_object_mb` is refused in words; what was taken of it leaves no file."""
+    with odd_peer(sends_one(image(1, size=2048)), 1) as archive:
+        door, _ = open_door(max_object_mb=2)
+        found = fetch(fetcher(archive, ledger, door, max_object_mb=2), ledger, "odd")
+    assert "1 images were not taken here: it is larger than listener.max_object_mb" in found.reason
+    assert ledger.series_instances(SERIES) == []
+
+
+def sends_one(ds: Dataset) -> Callable[[evt.Event], Answers]:
+    def on_get(_event: evt.Event) -> Answers:
+        yield 1
+        yield 0xFF00, ds
+
+    return on_get
+
+
+def journal_of(ledger: Ledger, series_uid: str) -> list[JournalEntry]:
+    (seen,) = [s for s in ledger.receiving() if s.series_uid == series_uid]
+    job = ledger.seal(
+        seen, ledger.series_instances(series_uid), "test", wanted=False, verdict="", next_step="", now=time.time()
+    )
+    assert job
+    return ledger.journal(job)

@@ -12,7 +12,7 @@ def upgrade() -> None:
     uid = sa.String(64)
     row_id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
     op.create_table(
-        "fetch",
+        "study_fetch",
         sa.Column("number", row_id, primary_key=True, autoincrement=True),
         sa.Column("archive", sa.String(32), nullable=False),
         sa.Column("study_uid", uid, nullable=False),
@@ -28,10 +28,10 @@ def upgrade() -> None:
         sa.Column("asked_at", sa.Float, nullable=False),
         sa.Column("updated_at", sa.Float, nullable=False),
     )
-    op.create_index("ix_fetch_due", "fetch", ["state", "archive"])
+    op.create_index("ix_study_fetch_due", "study_fetch", ["state", "archive"])
     op.create_table(
         "fetched_series",
-        sa.Column("fetch", row_id, primary_key=True, autoincrement=False),
+        sa.Column("fetch_number", row_id, primary_key=True, autoincrement=False),
         sa.Column("series_uid", uid, primary_key=True),
         sa.Column("modality", sa.String(16), nullable=False),
         sa.Column("description", sa.String(64), nullable=False),
