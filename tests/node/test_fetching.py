@@ -6,6 +6,7 @@ import contextlib
 import gc
 import threading
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -434,13 +435,31 @@ def test_dcmqrscp_names_the_destination_that_it_does_not_know(
     assert found.next_step.startswith("add that AE title with our host and port there")
 
 
-def test_large_images_do_not_lie_in_memory(ledger: Ledger, open_door: OpenDoor) -> None:
-    """An image over `max_object_mb` is refused in words; what was taken of it leaves no file."""
+def test_an_image_that_is_too_large_is_refused_in_words(ledger: Ledger, open_door: OpenDoor) -> None:
     with odd_peer(sends_one(image(1, size=2048)), 1) as archive:
         door, _ = open_door(max_object_mb=2)
         found = fetch(fetcher(archive, ledger, door, max_object_mb=2), ledger, "odd")
     assert "1 images were not taken here: it is larger than listener.max_object_mb" in found.reason
     assert ledger.series_instances(SERIES) == []
+
+
+@pytest.mark.parametrize("way", ["dcmqrscp by get", "orthanc by DICOMweb"])
+def test_a_large_image_does_not_lie_in_memory(tmp_path: Path, ledger: Ledger, open_door: OpenDoor, way: str) -> None:
+    door, port = open_door()
+    large = [write(mr(1, size=5000), tmp_path / "large.dcm")]  # 50 MB
+    with orthanc(tmp_path / "orthanc", {}) as pacs, archive_of(way, pacs, tmp_path, large, port) as archive:
+        if way.startswith("orthanc"):
+            fill(pacs.dicom_port, "ORTHANC", large)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            found = fetch(fetcher(archive, ledger, door), ledger)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert found.state is FetchState.DONE, found
+    assert ledger.series_instances(SERIES)[0].size > 50_000_000
+    assert peak < 12_000_000
 
 
 def sends_one(ds: Dataset) -> Callable[[evt.Event], Answers]:
