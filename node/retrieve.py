@@ -65,7 +65,7 @@ class Retrieval:
         self._counts = Counts()
         self._final: int | None = None
         self._refusal = ""
-        self._step = "look into its log, and fetch again"
+        self._step = ""  # for who ends the association: some, like Orthanc, say in no other way that we may not
         # Called by the association's own thread with each P-DATA-TF: messages never pile up in memory.
         association.dimse.receive_primitive = self._put
 
@@ -88,13 +88,13 @@ class Retrieval:
         Stopped
             By `watch`; the peer was told to cancel.
         """
+        self._step = "does it let our AE title retrieve? Look into its log, and fetch again"
         return self._retrieve(C_GET(), StudyRootGet, study_uid, series_uid, watch)
 
     def move(self, study_uid: str, series_uid: str, destination: str, watch: Watch) -> Retrieved:
         """Have one series sent to the application entity `destination`. Raises as `get` does."""
         request = C_MOVE()
         request.MoveDestination = destination
-        # Some, like Orthanc, give no other sign that they do not.
         self._step = f"does it know the move destination {destination}? Look into its log, and fetch again"
         return self._retrieve(request, StudyRootMove, study_uid, series_uid, watch)
 

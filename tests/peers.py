@@ -157,10 +157,11 @@ def postgresql_server(folder: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Orthanc:
-    """A running Orthanc: its DICOM port, and its REST API."""
+    """A running Orthanc: its DICOM port, its REST API, and its process."""
 
     dicom_port: int
     url: str
+    pid: int = 0
 
     def get(self, path: str) -> bytes:
         """GET from the REST API."""
@@ -204,7 +205,7 @@ def orthanc(folder: Path, dicomweb: Mapping[str, object] | None = None) -> Itera
     with running([binary, str(folder / "orthanc.json")], log) as process:
         wait_for_port(http_port, process, log)
         wait_for_port(dicom_port, process, log)
-        yield Orthanc(dicom_port, f"http://127.0.0.1:{http_port}")
+        yield Orthanc(dicom_port, f"http://127.0.0.1:{http_port}", process.pid)
 
 
 @contextlib.contextmanager
