@@ -91,10 +91,10 @@ def weigh_announced(here: int, archive: str, number: int | None, *, is_coming: b
         return None
     if here == number:
         return Evidence(Source.FETCH, _FOR, f"all {number} images that {archive} has are here")
-    words = f"{here} of {number} images that {archive} has are here"
     if here > number:
-        return Evidence(Source.FETCH, _NEUTRAL, words)
-    return Evidence(Source.FETCH, _AGAINST, f"{words}{', and more come' if is_coming else ''}")
+        return Evidence(Source.FETCH, _NEUTRAL, f"{archive} has {number} images, {here} are here")
+    more = ", and more come" if is_coming else ""
+    return Evidence(Source.FETCH, _AGAINST, f"{here} of {number} images that {archive} has are here{more}")
 
 
 def _weigh_frames(headers: Sequence[Header]) -> Evidence | None:
