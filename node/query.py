@@ -65,11 +65,12 @@ def list_series(peer: Address, study_uid: str, timeout_s: float) -> list[Fetched
         with associate(peer, [build_context(StudyRootFind)], timeout_s) as association:
             for answer in _matches(association, asked, MOST_SERIES, f"more than {MOST_SERIES} series"):
                 series_uid = _text(answer, "SeriesInstanceUID")
-                if _text(answer, "StudyInstanceUID") not in ("", study_uid) or not is_uid(series_uid):
+                if _text(answer, "StudyInstanceUID") not in ("", study_uid):
                     association.abort()
-                    raise PeerRefused(
-                        "the peer answers C-FIND with another study than asked for", "look into the peer's log"
-                    )
+                    raise PeerRefused("the peer answers C-FIND with another study than asked for", "look into its log")
+                if not is_uid(series_uid):
+                    association.abort()
+                    raise PeerRefused("the peer answers C-FIND with a series without a UID", "look into its log")
                 found[series_uid] = FetchedSeries(
                     series_uid, printable(_text(answer, "Modality"), 16), printable(_text(answer, "SeriesDescription")),
                     _related_instances(answer),

@@ -49,6 +49,8 @@ class DicomWeb:
         self._name = archive.name
         self._root = str(archive.url).rstrip("/")
         self._timeout_s = archive.timeout_s
+        name = archive.tls_server_name
+        self._extensions = {"sni_hostname": name} if name else {}
         headers = {"Accept-Encoding": "identity", "User-Agent": "pennode"}
         if archive.token is not None or archive.token_file is not None:
             headers["Authorization"] = f"Bearer {_token(archive)}"
@@ -135,7 +137,8 @@ class DicomWeb:
     @contextlib.contextmanager
     def _get(self, path: str, accept: str) -> Iterator[httpx.Response]:
         try:
-            with self._client.stream("GET", f"{self._root}{path}", headers={"Accept": accept}) as answer:
+            url, headers = f"{self._root}{path}", {"Accept": accept}
+            with self._client.stream("GET", url, headers=headers, extensions=self._extensions) as answer:
                 self._judge(answer)
                 yield answer
         except httpx.TimeoutException as error:

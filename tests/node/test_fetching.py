@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import ssl
 import threading
 import time
 import tracemalloc
@@ -16,7 +17,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
-from pynetdicom.dimse_primitives import C_GET, C_MOVE
+from pynetdicom.dimse_primitives import C_ECHO, C_GET, C_MOVE
 from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
@@ -31,6 +32,7 @@ from node.listener import Door
 from node.records import JournalEntry
 from node.scu import Address, describe, send_files
 from node.settings import Archive, Listener, Selection
+from tests.authority import Authority
 from tests.node.making import SERIES, STUDY, mr, write
 from tests.peers import Orthanc, dcmqrscp, orthanc
 
@@ -155,7 +157,13 @@ def image(number: int, **values: object) -> Dataset:
 
 @contextlib.contextmanager
 def odd_peer(
-    retrieve: Callable[[evt.Event], Answers], images: object = IMAGES, *, way: str = "get", finds: bool = True
+    retrieve: Callable[[evt.Event], Answers],
+    images: object = IMAGES,
+    *,
+    way: str = "get",
+    finds: bool = True,
+    tls: ssl.SSLContext | None = None,
+    answer: dict[str, str] | None = None,
 ) -> Iterator[Archive]:
     """An archive of one series whose retrieve service does what `retrieve` says."""
 
@@ -163,6 +171,8 @@ def odd_peer(
         match = Dataset()
         match.QueryRetrieveLevel, match.StudyInstanceUID, match.SeriesInstanceUID = "SERIES", STUDY, SERIES
         match.Modality, match.SeriesDescription, match.NumberOfSeriesRelatedInstances = "MR", "t2_sag", images
+        for name, value in (answer or {}).items():
+            setattr(match, name, value)
         yield 0xFF00, match
 
     ae = AE("ODD")
@@ -171,7 +181,7 @@ def odd_peer(
         ae.add_supported_context(model)
     ae.add_supported_context(MRImageStorage, scu_role=True, scp_role=True)
     handlers = [(evt.EVT_C_FIND, on_find), (evt.EVT_C_GET, retrieve), (evt.EVT_C_MOVE, retrieve)]
-    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=tls)
     port = server.socket.getsockname()[1]
     try:
         yield Archive(name="odd", ae_title="ODD", host="127.0.0.1", port=port, retrieve=way, timeout_s=2)
@@ -322,6 +332,36 @@ def test_a_peer_that_aborts_half_way(ledger: Ledger, open_door: OpenDoor) -> Non
     assert len(ledger.series_instances(SERIES)) == 1
 
 
+def test_a_message_that_has_no_place_here_ends_it(ledger: Ledger, open_door: OpenDoor) -> None:
+    def on_get(event: evt.Event) -> Answers:
+        echo = C_ECHO()
+        echo.MessageID, echo.AffectedSOPClassUID = 9, Verification
+        event.assoc.dimse.send_msg(echo, event.context.context_id)
+        time.sleep(0.5)
+        yield 0
+
+    with odd_peer(on_get) as archive:
+        found = odd(ledger, open_door()[0], archive)
+    assert (found.state, found.next_step) == (FetchState.FAILED, "look into its log")
+    assert found.reason == "the peer breaks the protocol: command 0x0030 has no place here"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"StudyInstanceUID": "1.2.3.2"}, "with another study than asked for"),
+        ({"SeriesInstanceUID": "../../etc"}, "with a series without a UID"),
+        ({"SeriesInstanceUID": ""}, "with a series without a UID"),
+    ],
+)
+def test_odd_answers_to_the_query(ledger: Ledger, open_door: OpenDoor, answer: dict[str, str], reason: str) -> None:
+    with odd_peer(sends(1), answer=answer) as archive:
+        found = odd(ledger, open_door()[0], archive)
+    assert found.state is FetchState.FAILED
+    assert reason in found.reason
+    assert found.series == ()
+
+
 def test_who_cancels_stops_the_peer(ledger: Ledger, open_door: OpenDoor) -> None:
     cancelled = threading.Event()
 
@@ -430,9 +470,27 @@ def test_dcmqrscp_names_the_destination_that_it_does_not_know(
     with dcmqrscp(tmp_path / "dcmqrscp") as port:
         fill(port, "DCMQRSCP", files)
         archive = Archive(name="odd", ae_title="DCMQRSCP", host="127.0.0.1", port=port, retrieve="move", timeout_s=10)
-        found = odd(ledger, open_door()[0], archive)
+        door, _ = open_door()
+        found = odd(ledger, door, archive)
+        wrong = odd(ledger, door, archive.model_copy(update={"ae_title": "WRONG"}))
+    assert "rejects us: it does not know the AE title we called" in wrong.reason
+    assert wrong.next_step == "check its ae_title in the settings"
     assert "it does not know the move destination PENNODE (0xA801)" in found.reason
     assert found.next_step.startswith("add that AE title with our host and port there")
+
+
+def test_an_archive_is_asked_over_tls(tmp_path: Path, ledger: Ledger, open_door: OpenDoor) -> None:
+    authority, stranger = Authority(tmp_path / "ca"), Authority(tmp_path / "other", "Somebody")
+    own = authority.issue("pacs.example")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(own.certificate, own.key)
+    door, _ = open_door()
+    with odd_peer(sends(1, 2), 2, tls=tls) as plain:
+        secured = plain.model_copy(update={"tls": True, "tls_ca_file": stranger.certificate})
+        assert "have no TLS: its certificate is not good" in odd(ledger, door, secured).reason
+        secured = secured.model_copy(update={"tls_ca_file": authority.certificate})
+        found = odd(ledger, door, secured)
+    assert (found.state, found.completed) == (FetchState.DONE, 2), found
 
 
 def test_an_image_that_is_too_large_is_refused_in_words(ledger: Ledger, open_door: OpenDoor) -> None:

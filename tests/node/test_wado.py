@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from node.fetching import Fetcher
 from node.ledger import Fetch, FetchState, Ledger
 from node.settings import Archive, Listener, Selection
 from node.spool import Spool
+from tests.authority import Authority
 from tests.node.making import SERIES, STUDY, files_below, mr, write
 from tests.node.test_fetching import OpenDoor
 
@@ -31,7 +34,7 @@ LISTING = [
 class Web:
     """An HTTP server that answers the query and the retrieval as it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.listing: tuple[int, dict[str, str], bytes] = (200, {}, json.dumps(LISTING).encode())
         self.retrieval: tuple[int, dict[str, str], bytes] = (404, {}, b"")
         self.asked: list[tuple[str, dict[str, str]]] = []
@@ -53,17 +56,24 @@ class Web:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/dicom-web"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.server.server_port}/dicom-web"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Web]:
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield self
+        finally:
+            self.server.shutdown()
+            self.server.server_close()
 
 
 @pytest.fixture
 def web() -> Iterator[Web]:
-    found = Web()
-    thread = threading.Thread(target=found.server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    with Web().running() as found:
+        yield found
 
 
 def parts(folder: Path, *numbers: int, end: bytes = b"\r\n--b--\r\n") -> tuple[int, dict[str, str], bytes]:
@@ -166,3 +176,27 @@ def test_an_archive_that_hangs(web: Web, fetched: Callable[..., Fetch]) -> None:
     web.delay_s = 3
     found = fetched()
     assert (found.state, found.reason) == (FetchState.FAILED, "nothing was heard of web for 1 s")
+
+
+def test_over_tls_both_sides_show_who_they_are(tmp_path: Path, ledger: Ledger, open_door: OpenDoor) -> None:
+    authority, stranger = Authority(tmp_path / "ca"), Authority(tmp_path / "other", "Somebody")
+    server, client = authority.issue("pacs.example"), authority.issue("node.example")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(server.certificate, server.key)
+    tls.load_verify_locations(authority.certificate)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    door, _ = open_door()
+    good = {"tls_ca_file": authority.certificate, "tls_certificate": client.certificate, "tls_key": client.key}
+    with Web(tls).running() as web:
+        web.retrieval = parts(tmp_path, 1, 2)
+        for more, reason in (
+            ({**good, "tls_ca_file": stranger.certificate}, "web does not answer"),
+            ({"tls_ca_file": authority.certificate}, "web ended the connection half way"),
+            ({**good, "tls_server_name": "another.example"}, "web does not answer"),
+            ({**good, "tls_server_name": "pacs.example"}, "2 images of 1 series are here"),
+            (good, "2 images of 1 series are here"),
+        ):
+            archive = Archive(name="web", url=web.url, timeout_s=5, tls=True, **more)
+            asked = ledger.ask_fetch("web", STUDY, (), "tester", time.time())
+            Fetcher(archive, ledger, door, Listener(), Selection()).tick(time.time())
+            assert ledger.fetch(asked.number).reason == reason
