@@ -64,8 +64,9 @@ _WORDS: dict[int, tuple[str, str]] = {
     CANCELLED: ("it cancelled the retrieval, which we had not asked it to", "look into its log, and fetch again"),
 }
 
-# Statuses that would end every other retrieval from that peer likewise.
-FOR_ALL = frozenset(_WORDS)
+# Statuses that would end every other retrieval from that peer likewise. 0xA702 is none of them: a peer also says so of
+# a series of which we took nothing.
+FOR_ALL = frozenset({0x0122, 0x0124, 0x0211, 0xA801, CANCELLED})
 
 
 def explain(status: int, destination: str) -> tuple[str, str]:

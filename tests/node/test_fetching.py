@@ -147,9 +147,9 @@ def test_a_study_is_fetched(
 Answers = Iterator[object]
 
 
-def image(number: int, **values: object) -> Dataset:
+def image(number: int, series: str = SERIES, **values: object) -> Dataset:
     """An image as pynetdicom sends it."""
-    ds = mr(number, **values)
+    ds = mr(number, series, **values)
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return ds
@@ -164,6 +164,7 @@ def odd_peer(
     finds: bool = True,
     tls: ssl.SSLContext | None = None,
     answer: dict[str, str] | None = None,
+    also: str = "",
 ) -> Iterator[Archive]:
     """An archive of one series whose retrieve service does what `retrieve` says."""
 
@@ -174,6 +175,9 @@ def odd_peer(
         for name, value in (answer or {}).items():
             setattr(match, name, value)
         yield 0xFF00, match
+        if also:
+            match.SeriesInstanceUID = also
+            yield 0xFF00, match
 
     ae = AE("ODD")
     models = (StudyRootQueryRetrieveInformationModelGet, StudyRootQueryRetrieveInformationModelMove)
@@ -298,6 +302,21 @@ def test_another_object_under_a_known_uid_is_told_and_the_first_kept(ledger: Led
     assert found.state is FetchState.DONE
     assert "another object is here under its SOP Instance UID" in found.reason
     assert ledger.series_instances(SERIES) == before
+
+
+def test_a_series_that_fails_does_not_keep_others_from_coming(ledger: Ledger, open_door: OpenDoor) -> None:
+    """Where we take none of a series the peer says 0xA702, as if it were out of resources itself."""
+
+    def on_get(event: evt.Event) -> Answers:
+        yield 1
+        first = event.identifier.SeriesInstanceUID == SERIES
+        yield 0xFF00, image(1, StudyInstanceUID="1.2.3.2") if first else image(1, series=OTHER)
+
+    with odd_peer(on_get, 1, also=OTHER) as archive:
+        found = odd(ledger, open_door()[0], archive)
+    assert found.state is FetchState.FAILED
+    assert "1 of 2 images are here: 1 images were not taken here: the data set is of another study" in found.reason
+    assert {s.series_uid: s.here for s in found.series} == {SERIES: 0, OTHER: 1}
 
 
 def test_a_peer_that_hangs_is_given_up(ledger: Ledger, open_door: OpenDoor) -> None:
