@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from node.census import Census, Wanted
 from node.errors import NotFound, OutOfDisk
 from node.evidence import Evidence, Strength, Weighing, strength
-from node.ledger import Ledger
+from node.ledger import Announcement, Ledger
 from node.patience import Wait, cut_short, wait_for
 from node.records import Instance, PerformedSeries, Series
 from node.rhythm import Rhythm, is_piecemeal, longest_gaps, own_gap, rhythm_of, usual_gap
 from node.selection import Verdict
 from node.settings import Assembly
-from node.weighing import weigh, weigh_association, weigh_count, weigh_performed
+from node.weighing import weigh, weigh_announced, weigh_association, weigh_count, weigh_performed
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class Assembler:
         Returns what MPPS says of a series, if anything.
     censuses
         By calling AE title, who is asked how many images of a series there are.
+    announced
+        Returns what the archive that a series is fetched from said of it, if it is.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Assembler:
         *,
         performed: Callable[[str], PerformedSeries | None],
         censuses: Mapping[str, Census],
+        announced: Callable[[str], Announcement | None] = lambda _uid: None,
     ) -> None:
         self._ledger = ledger
         self._rules = rules
@@ -105,6 +108,7 @@ class Assembler:
         self._sealed = sealed
         self._performed = performed
         self._censuses = censuses
+        self._announced = announced
         self._images: dict[str, _Images] = {}
         self._noted: dict[str, Weighing] = {}
         self._usual: dict[str, float | None] = {}  # gaps by calling AE title
@@ -144,7 +148,9 @@ class Assembler:
         since = sight.since
         rhythm = self._rhythm(images)
         told = weigh_performed(images.sop_uids, self._performed(seen.series_uid))
-        pieces = [piece for piece in (weigh_association(is_open), *images.pieces, told) if piece is not None]
+        fetched = self._weigh_fetched(seen.series_uid, len(images.sop_uids))
+        weighed = (weigh_association(is_open), *images.pieces, told, fetched)
+        pieces = [piece for piece in weighed if piece is not None]
         census = self._censuses.get(seen.calling_ae)
         # Asked is who is silent for longer than before, where the rest of the evidence does not say that this was all.
         lull_s = min(rhythm.pause_s, rhythm.quiet_s / 2) if images.piecemeal else 0.0
@@ -165,6 +171,10 @@ class Assembler:
         elif now - since >= self._rules.settle_s:
             self._note(seen, pieces, f"waits for {wait.what}", min(due, end))
         return max(sight.not_before, min(max(due, since + self._rules.settle_s), end))
+
+    def _weigh_fetched(self, series_uid: str, here: int) -> Evidence | None:
+        said = self._announced(series_uid)
+        return weigh_announced(here, said.archive, said.number, is_coming=said.is_coming) if said else None
 
     def _note(self, seen: Series, pieces: Sequence[Evidence], outcome: str, until: float) -> None:
         weighed = Weighing(seen.series_uid, seen.revision + 1, tuple(pieces), outcome, seen.last_at, until)

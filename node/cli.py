@@ -22,6 +22,7 @@ from node import logs
 from node.configuration import effective, load
 from node.desk import ConfigOption, JsonOption, jobs_app, peers_app, services
 from node.errors import ConfigurationError, InvalidInstance, PennodeError
+from node.fetchdesk import fetch_app
 from node.records import RESEARCH_NOTICE
 from node.settings import AE_PATTERN
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(peers_app, name="peers")
+app.add_typer(fetch_app, name="fetch")
 app.add_typer(config_app, name="config")
 
 # Typer names this base of its own errors nowhere; where it comes from differs between versions.

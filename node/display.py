@@ -9,7 +9,7 @@ import jinja2
 
 from node.evidence import Weight
 from node.forms import in_words
-from node.ledger import CommitmentState, StepState
+from node.ledger import CommitmentState, FetchState, StepState
 from node.logs import printable
 from node.records import FINISHED, JOB_MOVES, RESEARCH_NOTICE, UNFINISHED, DeliveryState, Job, JobState
 
@@ -46,6 +46,13 @@ STEP_TONES: dict[StepState, str] = {
     StepState.IN_PROGRESS: "busy",
     StepState.COMPLETED: "good",
     StepState.DISCONTINUED: "warn",
+}
+FETCH_TONES: dict[FetchState, str] = {
+    FetchState.ASKED: "wait",
+    FetchState.RUNNING: "busy",
+    FetchState.DONE: "good",
+    FetchState.FAILED: "bad",
+    FetchState.CANCELLED: "calm",
 }
 EVIDENCE_TONES: dict[Weight, str] = {Weight.FOR: "good", Weight.AGAINST: "warn", Weight.NEUTRAL: "calm"}
 
@@ -106,7 +113,7 @@ def templates() -> jinja2.Environment:
     )
     environment.globals.update(
         notice=RESEARCH_NOTICE, states=STATES, tones=DELIVERY_TONES, commitment_tones=COMMITMENT_TONES,
-        step_tones=STEP_TONES, weights=EVIDENCE_TONES,
+        step_tones=STEP_TONES, weights=EVIDENCE_TONES, fetch_tones=FETCH_TONES,
     )  # fmt: skip
     environment.filters.update(form=in_words, peer=lambda text: printable(text, 256), clock=clock, span=span)
     return environment

@@ -27,6 +27,7 @@ class Source(StrEnum):
     FRAMES = "frames"
     MPPS = "performed procedure step"
     COUNT = "count at the sender"
+    FETCH = "count at the archive"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Strength(StrEnum):
 
 
 # These know how many images were made; the others conclude it from those that came.
-COUNTING = frozenset({Source.MPPS, Source.COUNT})
+COUNTING = frozenset({Source.MPPS, Source.COUNT, Source.FETCH})
 # Two of these that agree, and none that disagrees, are enough.
 _CONCLUDING = frozenset({Source.NUMBERS, Source.POSITIONS, Source.ACQUISITION, Source.TEMPORAL})
 

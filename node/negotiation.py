@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydicom.uid import UID
+from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
@@ -68,6 +68,25 @@ def supported_contexts() -> Supported:
             # A PACS that reports what we asked it calls as SCP (PS3.7 D.3.3.4), a scanner that asks us as SCU.
             context.scu_role = context.scp_role = True
         contexts.append(context)
+    return contexts
+
+
+def retrieval_contexts() -> list[PresentationContext]:
+    """Return the contexts on which a C-GET of ours may bring objects: at most 127, beside one for the C-GET itself.
+
+    For MR images each compressed syntax has one of its own, so that the peer need not decode what it holds; for all
+    classes these would be more than there may be (PS3.8 section 9.3.2.2).
+    """
+    plain = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+    compressed = [syntax for syntax in TRANSFER_SYNTAXES if syntax not in plain]
+    contexts = []
+    for abstract in STORAGE_CLASSES:
+        often = abstract in (MRImageStorage, EnhancedMRImageStorage)
+        for syntaxes in (plain, *([one] for one in compressed)) if often else (plain, compressed):
+            context = PresentationContext()
+            context.abstract_syntax = abstract
+            context.transfer_syntax = list(syntaxes)
+            contexts.append(context)
     return contexts
 
 

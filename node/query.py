@@ -1,4 +1,4 @@
-"""Asking a peer by C-FIND how many images of a series it has, and whether it has one object."""
+"""Asking a peer by C-FIND which series of a study it has, how many images of each, and whether it has one object."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as S
 
 from node.errors import PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
+from node.ledger import FetchedSeries
+from node.logs import printable
+from node.records import is_uid
 from node.scu import Address, associate
 
 # One series, or one object, has one match; a peer that ignores what it is asked sends all that it has.
 _MOST_MATCHES = 16
+MOST_SERIES = 5000
+# What else a peer may answer, and what to do then.
+_IGNORED_QUESTION = "other series than asked for", "set count = false"
+_OTHERS = "other objects than asked for", "check that it can be queried at IMAGE level"
+_TOO_MANY = f"more than {MOST_SERIES} series", "name its series"
 
 
 def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> dict[str, int]:
@@ -40,6 +48,41 @@ def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> 
     return {uid: number for uid, number in answers.items() if number is not None}
 
 
+def list_series(peer: Address, study_uid: str, timeout_s: float) -> list[FetchedSeries]:
+    """Ask which series of a study a peer has, by Study Root C-FIND at SERIES level (PS3.4 C.6.2.1.3); none: no study.
+
+    What the peer says of a series is cut to what the ledger holds; a number of images that it does not tell is None.
+
+    Raises
+    ------
+    PeerUnavailable, PeerRefused, ConfigurationError
+        As `count_images`; PeerRefused also where it answers with other studies, or more than `MOST_SERIES`.
+    """
+    asked = Dataset()
+    asked.QueryRetrieveLevel = "SERIES"
+    asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, ""
+    asked.Modality = asked.SeriesDescription = ""
+    asked.NumberOfSeriesRelatedInstances = None
+    found: dict[str, FetchedSeries] = {}
+    try:
+        with associate(peer, [build_context(StudyRootFind)], timeout_s) as association:
+            for answer in _matches(association, asked, MOST_SERIES, _TOO_MANY):
+                series_uid = _text(answer, "SeriesInstanceUID")
+                if _text(answer, "StudyInstanceUID") not in ("", study_uid):
+                    association.abort()
+                    raise PeerRefused("the peer answers C-FIND with another study than asked for", "look into its log")
+                if not is_uid(series_uid):
+                    association.abort()
+                    raise PeerRefused("the peer answers C-FIND with a series without a UID", "look into its log")
+                found[series_uid] = FetchedSeries(
+                    series_uid, printable(_text(answer, "Modality"), 16), printable(_text(answer, "SeriesDescription")),
+                    _related_instances(answer),
+                )  # fmt: skip
+    except RuntimeError as error:
+        raise PeerUnavailable("the association broke", "fetch again") from error
+    return list(found.values())
+
+
 def holds_image(association: Association, study_uid: str, series_uid: str, sop_uid: str) -> bool:
     """Ask whether a peer has one object, by Study Root C-FIND at IMAGE level (PS3.4 C.6.2.1.4).
 
@@ -53,25 +96,12 @@ def holds_image(association: Association, study_uid: str, series_uid: str, sop_u
     asked = Dataset()
     asked.QueryRetrieveLevel = "IMAGE"
     asked.StudyInstanceUID, asked.SeriesInstanceUID, asked.SOPInstanceUID = study_uid, series_uid, sop_uid
-    others = "other objects than asked for", "check that it can be queried at IMAGE level"
     # To the end: what is left unread would pass for the answer to the next question.
-    return sop_uid in [str(match.get("SOPInstanceUID", "")) for match in _matches(association, asked, others)]
+    return sop_uid in [_text(match, "SOPInstanceUID") for match in _matches(association, asked, _MOST_MATCHES, _OTHERS)]
 
 
-def _count(association: Association, study_uid: str, series_uid: str) -> int | None:
-    asked = Dataset()
-    asked.QueryRetrieveLevel = "SERIES"
-    asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
-    asked.NumberOfSeriesRelatedInstances = None
-    found: int | None = 0
-    for match in _matches(association, asked, ("other series than asked for", "set count = false")):
-        if str(match.get("SeriesInstanceUID", "")) == series_uid:
-            found = _related_instances(match)
-    return found
-
-
-def _matches(association: Association, asked: Dataset, others: tuple[str, str]) -> Iterator[Dataset]:
-    """Yield what a C-FIND is answered; `others` says what else a peer may answer, and what to do then."""
+def _matches(association: Association, asked: Dataset, most: int, others: tuple[str, str]) -> Iterator[Dataset]:
+    """Yield the identifiers of all matches; more than `most` of them are an error that `others` puts into words."""
     for number, (response, identifier) in enumerate(association.send_c_find(asked, StudyRootFind)):
         status = response.get("Status")
         if status is None:
@@ -80,11 +110,30 @@ def _matches(association: Association, asked: Dataset, others: tuple[str, str]) 
             break
         if status not in (0xFF00, 0xFF01):
             raise PeerRefused(f"the peer answered C-FIND with 0x{status:04X}", "look into the peer's log")
-        if number >= _MOST_MATCHES:
+        if number >= most:
             association.abort()
             raise PeerRefused(f"the peer answers C-FIND with {others[0]}", others[1])
         if identifier is not None:
             yield identifier
+
+
+def _count(association: Association, study_uid: str, series_uid: str) -> int | None:
+    asked = Dataset()
+    asked.QueryRetrieveLevel = "SERIES"
+    asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
+    asked.NumberOfSeriesRelatedInstances = None
+    found: int | None = 0
+    for identifier in _matches(association, asked, _MOST_MATCHES, _IGNORED_QUESTION):
+        if _text(identifier, "SeriesInstanceUID") == series_uid:
+            found = _related_instances(identifier)
+    return found
+
+
+def _text(identifier: Dataset, keyword: str) -> str:
+    try:
+        return str(identifier.get(keyword) or "").strip(" \0")
+    except UNREADABLE:
+        return ""
 
 
 def _related_instances(identifier: Dataset) -> int | None:
@@ -92,4 +141,4 @@ def _related_instances(identifier: Dataset) -> int | None:
         number = int(str(identifier.get("NumberOfSeriesRelatedInstances")))
     except (*UNREADABLE, ValueError):
         return None
-    return number if number >= 0 else None
+    return number if 0 <= number < 2**31 else None

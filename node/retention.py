@@ -1,6 +1,6 @@
 """Retention: finished jobs leave the spool by age, and earlier when the disk runs short. Unfinished ones never do.
 
-What peers asked and announced (storage commitment, MPPS) leaves the ledger by the same age.
+What peers asked and announced (storage commitment, MPPS), and what was fetched, leaves the ledger by the same age.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Caretaker:
         self._spool.drop_aside(now - self._rules.days * 86400)
         self._ledger.forget_commitments(now - self._rules.days * 86400)
         self._ledger.forget_steps(now - self._rules.days * 86400)
+        self._ledger.forget_fetches(now - self._rules.days * 86400)
         floor = self._rules.free_floor_mb * 1_000_000
         if self._spool.free_bytes() < floor:
             for job in self._ledger.expendable(now, _EARLY, limit=1000):

@@ -27,7 +27,7 @@ _USER_REJECTS = {
     1: ("no reason given", "ask the peer's administrator"),
     2: ("it does not know this application context", "ask the peer's administrator"),
     3: ("it does not know our AE title", "add our AE title to the peer's configuration"),
-    7: ("it does not know the AE title we called", "check the destination's ae_title"),
+    7: ("it does not know the AE title we called", "check its ae_title in the settings"),
 }
 _PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _DUPLICATE = 0x0111
@@ -97,10 +97,12 @@ def associate(
     timeout_s: float,
     as_scp: Sequence[str] = (),
     handlers: Sequence[tuple[Any, Callable[[Any], Any]]] = (),
+    max_pdu: int = 0,
 ) -> Iterator[Association]:
     """Open an association, and release it at the end. Of the SOP classes in `as_scp` we propose to be the SCP.
 
-    `handlers` are called for pynetdicom's events, in the association's own thread.
+    `handlers` are called for pynetdicom's events, in the association's own thread. `max_pdu` is the longest PDU that we
+    take, in bytes; 0: any.
 
     Raises
     ------
@@ -114,7 +116,7 @@ def associate(
     secured = client_context(peer.security)
     ae = AE(ae_title=peer.calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
-    ae.maximum_pdu_size = 0
+    ae.maximum_pdu_size = max_pdu
     name = peer.security.tls_server_name or peer.host
     roles: list[Any] = [build_role(sop_class, scp_role=True) for sop_class in as_scp]
     try:

@@ -25,6 +25,7 @@ from node.commitment import StorageCommitment
 from node.delivery import Courier, carriers, ladders
 from node.dispatch import Dispatcher, celery_publisher
 from node.errors import ConfigurationError, LedgerUnavailable, OutOfDisk
+from node.fetching import Fetcher, fetchers, loop_name
 from node.http import HttpServer
 from node.keeper import WorkerKeeper
 from node.ledger import Ledger
@@ -46,6 +47,7 @@ from node.stow import OriginServer
 from node.tls import client_context
 from node.web import Component, Health
 from node.web import create_app as create_web
+from node.webfetch import Orders
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Node:
         self._loops: dict[str, Loop] = {}
         self._provers: dict[str, Prover] = {}
         self._servers: dict[str, HttpServer] = {}
+        self._fetchers: list[Fetcher] = []
         self._lock: IO[str] | None = None
         self.worker_token = ""
 
@@ -91,8 +94,8 @@ class Node:
             identity = ledger.identity()
         except LedgerUnavailable as error:
             raise ConfigurationError(error.reason, "start the database, or mend ledger.url") from error
-        for kind, others in (("destinations", settings.destinations), ("peers", settings.peers)):
-            for other in others:  # what its certificates lack is said now, and not when it is first needed
+        for kind in ("archives", "destinations", "peers"):
+            for other in getattr(settings, kind):  # what its certificates lack is said now, not when it is first needed
                 client_context(other.security, f"{kind}.{other.name}.")
         spool = Spool(settings.spool_dir)
         spool.prepare()
@@ -113,6 +116,7 @@ class Node:
             ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment,
             assurances=assurances,
         )  # fmt: skip
+        self._fetchers = fetchers(settings, ledger, door)
         self._add_loops(ledger, spool, door, commitment)
         self._add_provers(ledger, spool, assurances)
         api = WorkerApi(
@@ -130,6 +134,8 @@ class Node:
         # The door opens last and closes first: whoever gets in finds everything behind it ready.
         host, port = door.start()
         stack.callback(door.stop)
+        for fetcher in self._fetchers:
+            stack.callback(fetcher.stop)
         title = settings.listener.ae_title
         if settings.listener.plain:
             self.addresses["dicom"] = f"{title}@{host}:{port}"
@@ -148,6 +154,7 @@ class Node:
         assembler = Assembler(
             ledger, settings.assembly, door.is_open, judge, lambda one: spool.sha256(one.path),
             sealed=lambda: self._wake("dispatch"), performed=ledger.performed_series, censuses=asked,
+            announced=ledger.announcement,
         )  # fmt: skip
         parts: dict[str, Callable[[float], float]] = {
             "assembly": assembler.tick,
@@ -160,6 +167,7 @@ class Node:
         }
         for census in asked.values():
             parts[f"count at {census.name}"] = census.tick
+        parts |= {fetcher.name: fetcher.tick for fetcher in self._fetchers}
         peers, whole = carriers(settings), ladders(settings)
         # The courier without a destination of its own says of the others' that nobody is named so any more.
         parts["delivery"] = Courier(ledger, spool, peers, settings.delivery, excluding=tuple(peers)).tick
@@ -197,6 +205,7 @@ class Node:
                 allowed_hosts=(settings.web.host, *settings.web.allowed_hosts),
                 link_token=link,
                 more=self._stow(door),
+                orders=Orders(ledger, [a.name for a in settings.archives], lambda name: self._wake(loop_name(name))),
             )
             self._servers["web"] = HttpServer(site, settings.web.host, settings.web.port, "web", self._on_broken)
             stack.callback(self._servers["web"].stop)

@@ -29,7 +29,7 @@ FORM_S = 10.0
 _SESSIONS = 1000
 _CLIENTS = 10_000
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]{1,5}))?")
-_OWN_PAGE = re.compile(r"/(peers|services|jobs/[0-9A-Za-z-]{1,64})?")
+_OWN_PAGE = re.compile(r"/(peers|services|fetches|jobs/[0-9A-Za-z-]{1,64})?")
 
 
 def own_page(path: str) -> str:

@@ -21,12 +21,13 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Route
 
 from node.display import states_of, templates, verbs, views
-from node.errors import NotFound, PennodeError, Permanent
+from node.errors import InvalidRequest, NotFound, PennodeError, Permanent
 from node.ledger import Ledger
 from node.peers import Peers
 from node.records import WORKER_SILENT_S, JobState
 from node.settings import Listener
 from node.signin import Door, Guard, Session, form, own_page, security_headers
+from node.webfetch import FetchSite, Orders
 from node.webjson import JsonSite, change_job, job_id_of, listing_of, needle, number
 
 PAGE_SIZE = 50
@@ -65,6 +66,7 @@ def create_app(
     link_token: str = "",
     more: Sequence[BaseRoute] = (),
     peers: Peers | None = None,
+    orders: Orders | None = None,
 ) -> Starlette:
     """Build the site.
 
@@ -86,10 +88,16 @@ def create_app(
         What else is served on this port, and looks after its own sign-in.
     peers
         Who may open associations; without them, nobody is listed.
+    orders
+        Takes what is to be fetched; without it there is no archive.
     """
     door = Door(token, link_token or token, now)
     peers = peers or Peers(Listener(), ())
     site, api = _Site(ledger, door, health, now, peers), JsonSite(ledger, door, now, peers)
+    fetches = FetchSite(
+        ledger, orders or Orders(ledger), door, now, render=site._page, signed_in=site._signed_in,
+        authorise=api.authorise,
+    )  # fmt: skip
     return Starlette(
         routes=[
             Route("/", site.jobs),
@@ -106,6 +114,7 @@ def create_app(
             Route("/api/jobs/{job_id}", api.job),
             Route("/api/services", api.services),
             Route("/api/jobs/{job_id}/{verb}", api.change, methods=["POST"]),
+            *fetches.routes(),
             *more,
         ],
         middleware=[Middleware(Guard, names=frozenset({"localhost", *(h.lower() for h in allowed_hosts)}))],
@@ -188,6 +197,7 @@ class _Site:
             deliveries=self._ledger.deliveries(job.id),
             weighings=self._ledger.weighings_of(job),
             verbs=verbs(job),
+            fetched=self._ledger.announcement(job.series_uid),
         )
 
     def peers(self, request: Request) -> Response:
@@ -242,7 +252,8 @@ class _Site:
         """Answer an error of the tree with its reason and next step."""
         if not isinstance(error, PennodeError):
             raise error
-        status = 404 if isinstance(error, NotFound) else 409 if isinstance(error, Permanent) else 503
+        kinds = ((NotFound, 404), (InvalidRequest, 400), (Permanent, 409))
+        status = next((code for kind, code in kinds if isinstance(error, kind)), 503)
         return self._error(request, status, error.reason, error.next_step)
 
     def refused(self, request: Request, error: Exception) -> Response:

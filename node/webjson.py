@@ -27,14 +27,15 @@ class JsonSite:
         self._now = now
         self._peers = peers
 
-    def _authorised(self, request: Request) -> None:
+    def authorise(self, request: Request) -> None:
+        """Let a request pass that bears the token."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not self._door.token_fits(request, given.strip()):
             raise HTTPException(401, "Send the header Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"})
 
     def jobs(self, request: Request) -> Response:
         """Answer jobs, newest first, by ``state`` (repeatable), ``text``, ``limit`` and ``offset``."""
-        self._authorised(request)
+        self.authorise(request)
         query = request.query_params
         unknown = set(query.getlist("state")) - set(JobState)
         if unknown:
@@ -52,12 +53,12 @@ class JsonSite:
 
     def peers(self, request: Request) -> Response:
         """Answer peers as last seen, and callers that are none."""
-        self._authorised(request)
+        self.authorise(request)
         return JSONResponse(listing_of(self._ledger, self._peers).to_json())
 
     def job(self, request: Request) -> Response:
         """Answer one job with its journal and deliveries."""
-        self._authorised(request)
+        self.authorise(request)
         job = self._ledger.job(job_id_of(request))
         # Where the spool lies is nobody's business outside the node.
         deliveries = [
@@ -66,19 +67,20 @@ class JsonSite:
         ]
         journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
         weighings = [w.to_json() for w in self._ledger.weighings_of(job)]
+        fetched = self._ledger.announcement(job.series_uid)
         body = {"job": job.to_json(), "journal": journal, "deliveries": deliveries, "weighings": weighings}
-        return JSONResponse(body)
+        return JSONResponse(body | {"fetched": asdict(fetched) if fetched else None})
 
     def services(self, request: Request) -> Response:
         """Answer storage commitment requests and performed procedure steps, newest first, at most ``limit`` of each."""
-        self._authorised(request)
+        self.authorise(request)
         limit = number(request.query_params.get("limit"), 200, 1, 1000)
         asked, announced = self._ledger.commitments(limit), self._ledger.steps(limit)
         return JSONResponse({"commitments": [c.to_json() for c in asked], "steps": [s.to_json() for s in announced]})
 
     def change(self, request: Request) -> Response:
         """Retry or cancel a job, have its delivery proved, or its results read back."""
-        self._authorised(request)
+        self.authorise(request)
         return JSONResponse({"job": change_job(request, self._ledger, self._now()).to_json()})
 
 

@@ -85,6 +85,18 @@ def weigh_count(here: int, last_at: float, counted: Counted | None) -> Evidence 
     return Evidence(Source.COUNT, _FOR, f"{counted.peer} has as many images, {here}")
 
 
+def weigh_announced(here: int, archive: str, number: int | None, *, is_coming: bool) -> Evidence | None:
+    """Weigh how many images an archive that the series is fetched from said it has against how many are here."""
+    if number is None:
+        return None
+    if here == number:
+        return Evidence(Source.FETCH, _FOR, f"all {number} images that {archive} has are here")
+    if here > number:
+        return Evidence(Source.FETCH, _NEUTRAL, f"{archive} has {number} images, {here} are here")
+    more = ", and more come" if is_coming else ""
+    return Evidence(Source.FETCH, _AGAINST, f"{here} of {number} images that {archive} has are here{more}")
+
+
 def _weigh_frames(headers: Sequence[Header]) -> Evidence | None:
     """Weigh multi-frame objects; a concatenation is one object sent as several (PS3.3 C.7.6.16.2.2.4)."""
     count, frames = len(headers), sum(h.number_of_frames for h in headers)

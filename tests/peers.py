@@ -157,10 +157,11 @@ def postgresql_server(folder: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Orthanc:
-    """A running Orthanc: its DICOM port, and its REST API."""
+    """A running Orthanc: its DICOM port, its REST API, and its process."""
 
     dicom_port: int
     url: str
+    pid: int = 0
 
     def get(self, path: str) -> bytes:
         """GET from the REST API."""
@@ -207,7 +208,7 @@ def orthanc(
     with running([binary, str(folder / "orthanc.json")], log) as process:
         wait_for_port(http_port, process, log)
         wait_for_port(dicom_port, process, log)
-        yield Orthanc(dicom_port, f"http://127.0.0.1:{http_port}")
+        yield Orthanc(dicom_port, f"http://127.0.0.1:{http_port}", process.pid)
 
 
 @contextlib.contextmanager
@@ -242,6 +243,24 @@ def dcmqrscp(folder: Path, ae_title: str = "DCMQRSCP") -> Iterator[int]:
         "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
         f"AETable BEGIN\n{ae_title} {folder / 'received'} RW (200, 1024mb) ANY\nAETable END\n"
     )
+    with running([binary, "-c", str(folder / "dcmqrscp.cfg")], log) as process:
+        wait_for_port(port, process, log)
+        yield port
+
+
+@contextlib.contextmanager
+def dcmqrscp(folder: Path, destination: tuple[str, int] | None = None) -> Iterator[int]:
+    """Run DCMTK's archive below `folder` as DCMQRSCP, which takes, finds and sends; yield its port.
+
+    `destination` is an AE title that it knows for C-MOVE, and its port on loopback.
+    """
+    binary, port, log = program("dcmqrscp", "dcmtk"), free_port(), folder / "dcmqrscp.log"
+    (folder / "store").mkdir(parents=True, exist_ok=True)
+    host = [f"ours = ({destination[0]}, localhost, {destination[1]})"] if destination else []
+    lines = [f"NetworkTCPPort = {port}", "MaxPDUSize = 16384", "MaxAssociations = 16", "HostTable BEGIN", *host]
+    lines += ["HostTable END", "VendorTable BEGIN", "VendorTable END", "AETable BEGIN"]
+    lines += [f"DCMQRSCP {folder / 'store'} RW (1000, 1024mb) ANY", "AETable END", ""]
+    (folder / "dcmqrscp.cfg").write_text("\n".join(lines))
     with running([binary, "-c", str(folder / "dcmqrscp.cfg")], log) as process:
         wait_for_port(port, process, log)
         yield port

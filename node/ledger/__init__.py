@@ -5,6 +5,7 @@ from node.ledger.commitments import Asked, Commitment, Commitments, CommitmentSt
 from node.ledger.database import Database
 from node.ledger.deliveries import Deliveries
 from node.ledger.earlier import Earlier
+from node.ledger.fetches import Announcement, Fetch, FetchedSeries, Fetches, FetchState
 from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
 from node.ledger.proofs import Proofs, Trouble
@@ -14,7 +15,7 @@ from node.ledger.views import Views
 from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Earlier, Proofs, Commitments, Steps, Weighings, Views, CallerNotes):
+class Ledger(Intake, Jobs, Deliveries, Earlier, Proofs, Commitments, Steps, Weighings, Views, CallerNotes, Fetches):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters
@@ -47,6 +48,6 @@ class Ledger(Intake, Jobs, Deliveries, Earlier, Proofs, Commitments, Steps, Weig
 
 
 __all__ = [
-    "Asked", "Commitment", "CommitmentState", "Held", "Ledger", "ProcedureStep", "Receipt", "Recorded", "Reference",
-    "StepChange", "StepState", "Trouble",
+    "Announcement", "Asked", "Commitment", "CommitmentState", "Fetch", "FetchState", "FetchedSeries", "Held", "Ledger",
+    "ProcedureStep", "Receipt", "Recorded", "Reference", "StepChange", "StepState", "Trouble",
 ]  # fmt: skip

@@ -252,3 +252,37 @@ performed_series = Table(
     Column("series_uid", _UID, primary_key=True, index=True),
     Column("sop_uids", JSON, nullable=False),
 )
+
+# `wanted` are the Series Instance UIDs that were named; none: all of the study.
+# Named so as FETCH is a word of SQL.
+study_fetch = Table(
+    "study_fetch",
+    metadata,
+    Column("number", _ID, primary_key=True, autoincrement=True),
+    Column("archive", String(32), nullable=False),
+    Column("study_uid", _UID, nullable=False),
+    Column("wanted", JSON, nullable=False),
+    Column("asked_by", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("warned", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("next_step", Text, nullable=False),
+    Column("asked_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index("ix_study_fetch_due", "state", "archive"),
+)
+
+# What the archive said it has of the study; `left_out` says why a series is not retrieved, empty: it is.
+fetched_series = Table(
+    "fetched_series",
+    metadata,
+    Column("fetch_number", _ID, primary_key=True, autoincrement=False),
+    Column("series_uid", _UID, primary_key=True, index=True),
+    Column("modality", String(16), nullable=False),
+    Column("description", String(64), nullable=False),
+    Column("announced", Integer),
+    Column("left_out", Text, nullable=False),
+)

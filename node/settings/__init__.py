@@ -13,12 +13,12 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from node.settings.base import AE_PATTERN, AETitle, Port, Seconds, SecretUrl, Section, Secured
-from node.settings.receiving import Assembly, Commitment, Listener, Peer, Selection
+from node.settings.receiving import Archive, Assembly, Commitment, Listener, Peer, Selection
 from node.settings.results import Delivery, Destination, Retention, Seg
 from node.settings.working import Api, Backend, Broker, Dispatch, Ledger, Log, Web, Worker
 
 __all__ = [
-    "AE_PATTERN", "PREFIX", "AETitle", "Api", "Assembly", "Backend", "Broker", "Commitment", "Delivery",
+    "AE_PATTERN", "PREFIX", "AETitle", "Api", "Archive", "Assembly", "Backend", "Broker", "Commitment", "Delivery",
     "Destination", "Dispatch", "Ledger", "Listener", "Log", "Peer", "Port", "Retention", "Seconds", "SecretUrl",
     "Section", "Secured", "Seg", "Selection", "Settings", "Web", "Worker",
 ]  # fmt: skip
@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     log: Log = Log()
     listener: Listener = Listener()
     peers: tuple[Peer, ...] = ()
+    archives: tuple[Archive, ...] = ()
     commitment: Commitment = Commitment()
     assembly: Assembly = Assembly()
     selection: Selection = Selection()
@@ -59,11 +60,11 @@ class Settings(BaseSettings):
     delivery: Delivery = Delivery()
     retention: Retention = Retention()
 
-    @field_validator("destinations", "peers")
+    @field_validator("archives", "destinations", "peers")
     @classmethod
     def _unique_names(
-        cls, value: tuple[Destination | Peer, ...], info: ValidationInfo
-    ) -> tuple[Destination | Peer, ...]:
+        cls, value: tuple[Archive | Destination | Peer, ...], info: ValidationInfo
+    ) -> tuple[Archive | Destination | Peer, ...]:
         names = [one.name for one in value]
         if len(set(names)) != len(names):
             raise ValueError(f"two {info.field_name} have the same name")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, IPvAnyNetwork, model_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
 
-from node.settings.base import AETitle, Port, Seconds, Section, Secured
+from node.settings.base import AETitle, Port, Seconds, SecretUrl, Section, Secured
 
 
 class Listener(Section):
@@ -92,6 +93,43 @@ class Peer(Secured):
     def _count_needs_host(self) -> Self:
         if self.count and not self.host:
             raise ValueError("count asks the peer at its host: set host too, or leave count out")
+        return self
+
+
+class Archive(Secured):
+    """A PACS that studies are fetched from, by DIMSE at its host and port, or by DICOMweb at its url."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")
+    ae_title: AETitle | None = Field(None, description="what it is called; unset: it is asked by DICOMweb, at url")
+    host: str = Field("", description="where it listens for DICOM")
+    port: Port = 104
+    calling_ae_title: AETitle | None = Field(None, description="how we present ourselves; unset: listener.ae_title")
+    retrieve: Literal["get", "move"] = Field(
+        "get",
+        description="get: images come back on our own association (C-GET); move: it sends them to listener.ae_title"
+        " (C-MOVE), whose host and port it must know, and it must be let in as one of [[peers]]",
+    )
+    url: SecretUrl = Field("", description="root of its DICOMweb services (QIDO-RS and WADO-RS), in place of ae_title")
+    token: SecretStr | None = Field(None, description="bearer token for url")
+    token_file: Path | None = Field(None, description="a file that holds the token")
+    timeout_s: float = Field(60.0, gt=0, description="it is given up when nothing is heard of it for so long")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if bool(self.url) == bool(self.ae_title):
+            raise ValueError("name either ae_title, with host and port, or url")
+        if self.ae_title and (not self.host or not self.port):
+            raise ValueError("ae_title needs the host and port where it listens")
+        if not self.url and (self.token or self.token_file):
+            raise ValueError("a token is for url alone")
+        if self.url:
+            parts = urlsplit(self.url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError("url must read http(s)://host[:port]/path")
+            if self.host or self.calling_ae_title or self.retrieve != "get":
+                raise ValueError("host, calling_ae_title and retrieve do nothing beside url")
+            if self.tls != (parts.scheme == "https"):
+                raise ValueError("tls = true goes with https://, and with nothing else")
         return self
 
 

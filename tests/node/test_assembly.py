@@ -13,12 +13,12 @@ from node.assembly import Assembler
 from node.census import Census
 from node.errors import NotFound, OutOfDisk
 from node.evidence import Source, Weight
-from node.ledger import Ledger, Receipt
+from node.ledger import FetchedSeries, Ledger, Receipt
 from node.records import Instance, JobState, PerformedSeries, input_digest
 from node.scu import Address
 from node.selection import Verdict
 from node.settings import Assembly
-from tests.node.making import SERIES, T0, instance
+from tests.node.making import SERIES, STUDY, T0, instance
 from tests.node.test_weighing import echoes, placed, slices, without
 
 RULES = Assembly(settle_s=1, quiet_s=20, quiet_min_s=2, patience_s=60, open_s=120)
@@ -46,7 +46,7 @@ class Site:
     def restarted(self, judge: Callable[..., Verdict] | None = None, **censuses: Census) -> Assembler:
         self.assembler = Assembler(
             self.ledger, self.rules, self.open.__contains__, judge or self.judge, self.digest, sealed=self.on_sealed,
-            performed=lambda _uid: self.step, censuses=censuses,
+            performed=lambda _uid: self.step, censuses=censuses, announced=self.ledger.announcement,
         )  # fmt: skip
         return self.assembler
 
@@ -192,6 +192,29 @@ def test_a_series_that_comes_image_by_image_is_given_time_between_them(site: Sit
         assert site.run(2 * n + 1.9, since=2 * n) == []
     assert site.run(60, since=16) == [18]
     assert site.reason() == "association released or gone on, instance numbers 1 to 8, 8 slice positions, 4.80 mm apart"
+
+
+# -- what an archive said that it is fetched from
+
+
+def test_all_that_the_archive_announced_is_sealed_at_once_and_less_is_waited_for(site: Site) -> None:
+    asked = site.ledger.ask_fetch("pacs", STUDY, [], "anna", T0)
+    site.ledger.note_fetched_series(asked, [FetchedSeries(SERIES, "MR", "t2_sag", 8)], T0)
+    members = [replace(m, header=replace(m.header, instance_number=None)) for m in slices()]
+    site.open.add(SERIES)
+    site.bring(members[:5])
+    assert site.run(30) == []
+    site.bring(members[5:], at=30)
+    assert site.run(40, since=30) == [31]
+    assert site.reason() == "all 8 images that pacs has are here"
+
+
+def test_fewer_than_announced_are_sealed_as_incomplete_in_the_end(site: Site) -> None:
+    asked = site.ledger.ask_fetch("pacs", STUDY, [], "anna", T0)
+    site.ledger.note_fetched_series(asked, [FetchedSeries(SERIES, "MR", "t2_sag", 9)], T0)
+    site.bring(slices())
+    assert site.run(100) == [60]
+    assert site.reason().startswith("incomplete: 8 of 9 images that pacs has are here, and more come")
 
 
 # -- what the sender usually does

@@ -280,3 +280,36 @@ def test_unique_names_of_destinations() -> None:
     assert Settings(destinations=(one,)).destinations == (one,)
     with pytest.raises(ValidationError, match="same name"):
         Settings(destinations=(one, one))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("", "name either ae_title, with host and port, or url"),
+        ("ae_title = 'A'\nhost = 'h'\nurl = 'http://h/dicom-web'", "name either ae_title, with host and port, or url"),
+        ("ae_title = 'A'", "ae_title needs the host and port where it listens"),
+        ("ae_title = 'A'\nhost = 'h'\nport = 0", "ae_title needs the host and port where it listens"),
+        ("ae_title = 'A'\nhost = 'h'\ntoken = 'hidden'", "a token is for url alone"),
+        ("ae_title = 'A'\nhost = 'h'\nretrieve = 'pull'", "retrieve"),
+        ("ae_title = 'A'\nhost = 'h'\nretreive = 'get'", "did you mean retrieve?"),
+        ("url = 'ftp://h/dicom-web'", "url must read http(s)://host[:port]/path"),
+        ("url = 'http://user:hidden@h/?q=1'", "url must read http(s)://host[:port]/path"),
+        ("url = 'http://h/dicom-web'\nretrieve = 'move'", "do nothing beside url"),
+        ("url = 'https://h/dicom-web'", "tls = true goes with https://"),
+        ("url = 'http://h/dicom-web'\ntls = true", "tls = true goes with https://"),
+        ("url = 'http://h/dicom-web'\ntls_ca_file = '/ca.pem'", "in clear text"),
+    ],
+)
+def test_an_archive_is_asked_in_one_way(tmp_path: Path, keys: str, says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(toml(tmp_path, f"[[archives]]\nname = 'pacs'\n{keys}"))
+    assert says in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+def test_archives_have_names_of_their_own_and_hide_their_tokens(tmp_path: Path) -> None:
+    entry = "[[archives]]\nname = 'pacs'\nurl = 'http://user:hidden@h/dicom-web'\ntoken = 'hidden'\n"
+    shown = json.dumps(effective(load(toml(tmp_path, entry))))
+    assert "hidden" not in shown
+    with pytest.raises(ConfigurationError, match="two archives have the same name"):
+        load(toml(tmp_path, entry * 2))

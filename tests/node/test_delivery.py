@@ -211,7 +211,7 @@ def refusing(how: str) -> Iterator[int]:
         ("status", "the peer answered 0xC123 (look into the peer's log)"),
         ("classes", "accepts none of the SOP classes that we propose (let it accept them)"),
         ("calling", "rejects us: it does not know our AE title (add our AE title to the peer's configuration)"),
-        ("called", "rejects us: it does not know the AE title we called (check the destination's ae_title)"),
+        ("called", "rejects us: it does not know the AE title we called (check its ae_title in the settings)"),
     ],
 )
 def test_refusals_fail_the_job_with_the_reason_and_a_retry_delivers(

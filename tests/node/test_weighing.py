@@ -12,7 +12,7 @@ from pydicom import uid
 
 from node.evidence import Evidence, Source, Strength, Weight, strength
 from node.records import Instance, PerformedSeries
-from node.weighing import Counted, weigh, weigh_association, weigh_count, weigh_performed
+from node.weighing import Counted, weigh, weigh_announced, weigh_association, weigh_count, weigh_performed
 from tests.node.making import SERIES, T0, instance
 
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
@@ -278,3 +278,25 @@ def test_who_counts_has_the_last_word_and_who_misses_something_the_very_last() -
     assert strength([*holes, equal]) is strength([*holes, listed]) is STRONG
     assert strength([*whole, larger]) is strength([*whole, unlisted]) is AGAINST
     assert strength([equal, unlisted]) is strength([larger, listed]) is AGAINST
+
+
+@pytest.mark.parametrize(
+    ("here", "number", "is_coming", "expected"),
+    [
+        (8, 8, True, (Weight.FOR, "all 8 images that pacs has are here")),
+        (8, 8, False, (Weight.FOR, "all 8 images that pacs has are here")),
+        (5, 8, True, (Weight.AGAINST, "5 of 8 images that pacs has are here, and more come")),
+        (5, 8, False, (Weight.AGAINST, "5 of 8 images that pacs has are here")),
+        (9, 8, False, (Weight.NEUTRAL, "pacs has 8 images, 9 are here")),
+        (8, None, True, None),
+    ],
+)
+def test_what_an_archive_announced(
+    here: int, number: int | None, is_coming: bool, expected: tuple[Weight, str] | None
+) -> None:
+    found = weigh_announced(here, "pacs", number, is_coming=is_coming)
+    assert found == (Evidence(Source.FETCH, *expected) if expected else None)
+    if found:
+        numbers = Evidence(Source.NUMBERS, Weight.AGAINST if found.weight is FOR else FOR, "")
+        how = {FOR: STRONG, Weight.AGAINST: AGAINST, NEUTRAL: WEAK}[found.weight]
+        assert strength([found, numbers]) is how, "who counted decides"
