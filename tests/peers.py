@@ -234,21 +234,6 @@ def storescp(folder: Path, ae_title: str = "STORESCP", classes: Sequence[str] = 
 
 
 @contextlib.contextmanager
-def dcmqrscp(folder: Path, ae_title: str = "DCMQRSCP") -> Iterator[int]:
-    """Run DCMTK's dcmqrscp, an archive that keeps what it gets below `folder`; yield its port."""
-    binary, port, log = program("dcmqrscp", "dcmtk"), free_port(), folder / "dcmqrscp.log"
-    (folder / "received").mkdir(parents=True, exist_ok=True)
-    (folder / "dcmqrscp.cfg").write_text(
-        f"NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 16\n"
-        "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
-        f"AETable BEGIN\n{ae_title} {folder / 'received'} RW (200, 1024mb) ANY\nAETable END\n"
-    )
-    with running([binary, "-c", str(folder / "dcmqrscp.cfg")], log) as process:
-        wait_for_port(port, process, log)
-        yield port
-
-
-@contextlib.contextmanager
 def dcmqrscp(folder: Path, destination: tuple[str, int] | None = None) -> Iterator[int]:
     """Run DCMTK's archive below `folder` as DCMQRSCP, which takes, finds and sends; yield its port.
 

@@ -80,7 +80,7 @@ def test_storescp_whose_profile_lacks_segmentations_gets_the_secondary_capture_v
         assert ledger.job(job).reason == "PACS takes no SEG: sends SC and SR instead"
         site.tick(1)
     uids = site.uids()
-    assert received(tmp_path / "scp" / "received") == {
+    assert received(tmp_path / "scp" / "store") == {
         uids["SC"]: uid.SecondaryCaptureImageStorage, uids["SR"]: uid.Comprehensive3DSRStorage
     }  # fmt: skip
     found = ledger.job(job)
@@ -129,7 +129,7 @@ def test_dcmqrscp_that_does_not_know_label_maps_gets_a_binary_segmentation(
     assert site.rows(job) == [
         ("LABELMAP", D.REPLACED), ("SR:LABELMAP", D.REPLACED), ("SEG", D.SENT), ("SR:SEG", D.SENT)
     ]  # fmt: skip
-    assert received(tmp_path / "scp" / "received") == {
+    assert received(tmp_path / "scp" / "store") == {
         site.uids()["SEG"]: SEG, site.uids()["SR:SEG"]: uid.Comprehensive3DSRStorage
     }  # fmt: skip
     assert (
