@@ -27,7 +27,7 @@ from node.forms import demanded, rungs
 from node.ledger import Ledger
 from node.logs import printable
 from node.records import JobState, Result, Worker
-from node.settings import Api, Destination, Dispatch
+from node.settings import MODEL_PATTERN, Api, Destination, Dispatch
 from node.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -45,21 +45,25 @@ _STATUS: list[tuple[type[PennodeError], int]] = [
 # One line of plain text: what a database, a log line or a terminal would stumble over is shown as '?'.
 Line = Annotated[str, AfterValidator(lambda text: printable(text, len(text)))]
 Fence = Annotated[int, Field(ge=0, lt=1 << 31)]
+# A model's name, or none: that of jobs which go to the default of whichever worker takes them.
+ModelName = Annotated[str, Field(pattern=rf"{MODEL_PATTERN}|^$")]
 
 
 class Greeting(BaseModel):
-    """A worker says that it lives."""
+    """A worker says that it lives, and which models it has: its default, and all of them as name and version."""
 
     worker: Line = Field(min_length=1, max_length=128)
     version: Line = Field("", max_length=64)
     device: Line = Field("", max_length=200)
     model: Line = Field("", max_length=200)
+    models: tuple[Annotated[Line, Field(max_length=200)], ...] = Field((), max_length=256)
 
 
 class ClaimRequest(BaseModel):
-    """A worker asks for a job."""
+    """A worker asks for a job that is for one of these models."""
 
     worker: Line = Field(min_length=1, max_length=64)
+    models: tuple[ModelName, ...] = Field(("",), max_length=256)
 
 
 class Beat(BaseModel):
@@ -108,7 +112,7 @@ class WorkerApi:
     async def greet(self, request: Request) -> Response:
         """Note that a worker lives."""
         asked = Greeting.model_validate_json(await request.body())
-        seen = Worker(asked.worker, time.time(), asked.version, asked.device, asked.model)
+        seen = Worker(asked.worker, time.time(), asked.version, asked.device, asked.model, asked.models)
         await run_in_threadpool(self._ledger.worker_seen, seen)
         return Response(status_code=204)
 
@@ -122,6 +126,8 @@ class WorkerApi:
             lease_s=self._rules.lease_s,
             max_attempts=self._rules.max_attempts,
             now=time.time(),
+            served=asked.models,
+            retry_after_s=self._rules.retry_after_s,
         )
         if claim is None:
             return _problem(409, "the job is not to be had", "")
@@ -196,6 +202,11 @@ class WorkerApi:
         files, manifest = unpack_result(
             scratch / "bundle.tar", scratch, series_uid=found.series_uid, study_uid=found.study_uid
         )
+        model, note = printable(str(manifest.get("model", "")), 200), printable(str(manifest.get("note", "")), 500)
+        if found.wanted_model and model.partition(" ")[0] != found.wanted_model:
+            raise InvalidResult(
+                f"the result is of model {model[:64]!r}, not of {found.wanted_model}", "check the worker"
+            )
         results = [
             Result(
                 sop_uid=f.sop_uid, sop_class_uid=f.sop_class_uid, job_id=found.id,
@@ -204,7 +215,6 @@ class WorkerApi:
             )
             for f in files
         ]  # fmt: skip
-        model, note = printable(str(manifest.get("model", "")), 200), printable(str(manifest.get("note", "")), 500)
         try:
             self._ledger.finish(
                 found.id, fence, results, self._destinations, model=model, note=note or "segmented", now=time.time()

@@ -24,6 +24,7 @@ from node.api import create_app as create_api
 from node.assembly import Assembler
 from node.census import censuses
 from node.commitment import StorageCommitment
+from node.comparison import Comparer
 from node.configuration import secret
 from node.delivery import Courier, addresses
 from node.dispatch import Dispatcher, celery_publisher
@@ -67,6 +68,7 @@ class Node:
         self._loops: dict[str, Loop] = {}
         self._servers: dict[str, HttpServer] = {}
         self._lock: IO[str] | None = None
+        self._dispatcher: Dispatcher | None = None
         self.worker_token = ""
 
     def __enter__(self) -> Node:
@@ -110,7 +112,9 @@ class Node:
         changed = partial(self._wake, "assembly")
         door = Door(ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment)
         self._add_loops(ledger, spool, door, commitment)
-        api = WorkerApi(ledger, spool, settings.api, settings.dispatch, settings.destinations, finished=lambda: self._wake("delivery"))
+        api = WorkerApi(
+            ledger, spool, settings.api, settings.dispatch, settings.destinations, finished=self._on_finished
+        )
         self._serve_http(ledger, spool, door, api, stack)
         stack.callback(stop_all, list(self._loops.values()))
         for loop in self._loops.values():
@@ -130,16 +134,18 @@ class Node:
         settings = self.settings
 
         def judge(members: Sequence[Instance]) -> Verdict:
-            return select_series(members, settings.selection)
+            return select_series(members, settings.selection, settings.models)
 
         asked = censuses(settings, self._wake)
         assembler = Assembler(
             ledger, settings.assembly, door.is_open, judge, lambda one: spool.sha256(one.path),
             sealed=lambda: self._wake("dispatch"), performed=ledger.performed_series, censuses=asked,
         )  # fmt: skip
+        self._dispatcher = Dispatcher(ledger, settings.dispatch, celery_publisher(settings))
         parts: dict[str, Callable[[float], float]] = {
             "assembly": assembler.tick,
-            "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
+            "dispatch": self._dispatcher.tick,
+            "comparison": Comparer(ledger, spool).tick,
             "callers": door.callers.tick,
             "storage commitment": Reporter(
                 commitment, Peers(settings.listener, settings.peers), settings.listener.ae_title
@@ -214,14 +220,25 @@ class Node:
                 *(Component(name, server.is_alive(), "serves") for name, server in self._servers.items()),
                 Component("disk", *disk),
                 Component("workers", workers > 0, f"{workers} alive"),
+                self._models(),
                 *(Component(name, not loop.trouble, loop.trouble or "works") for name, loop in self._loops.items()),
             )
         )
+
+    def _models(self) -> Component:
+        """Tell which models are waited for in vain."""
+        absent = self._dispatcher.absent if self._dispatcher else {}
+        waits = "; ".join(f"no living worker has {name}, for which {n} job(s) wait" for name, n in absent.items())
+        return Component("models", not absent, waits or "none is waited for")
 
     def _wake(self, name: str) -> None:
         for other, loop in self._loops.items():
             if other.startswith(name):
                 loop.wake()
+
+    def _on_finished(self) -> None:
+        self._wake("delivery")
+        self._wake("comparison")
 
     def _on_broken(self, name: str) -> None:
         log.critical("%s is broken: the node stops, so that it is restarted whole", name)

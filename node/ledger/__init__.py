@@ -7,12 +7,13 @@ from node.ledger.deliveries import Deliveries
 from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
 from node.ledger.recording import Receipt, Recorded
+from node.ledger.shadows import Shadows
 from node.ledger.steps import ProcedureStep, StepChange, Steps, StepState
 from node.ledger.views import Views
 from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Commitments, Steps, Weighings, Views, CallerNotes):
+class Ledger(Intake, Jobs, Shadows, Deliveries, Commitments, Steps, Weighings, Views, CallerNotes):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters

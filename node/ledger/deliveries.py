@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, false, insert, select, true, update
 
 from node.ledger.database import Database
 from node.ledger.moves import move, write_journal
@@ -28,6 +28,7 @@ class Deliveries:
         with self._db.write() as connection:
             addressed = select(delivery.c.job_id)
             stranded = select(job.c.id).where((job.c.state == JobState.SEGMENTED.value) & job.c.id.notin_(addressed))
+            stranded = stranded.where(job.c.shadow == false())
             for job_id in connection.execute(stranded).scalars().all():
                 add_deliveries(connection, job_id, destinations, now)
 
@@ -37,16 +38,18 @@ class Deliveries:
         """Return deliveries to one destination, or to all but some, whose time has come, oldest first.
 
         One that is being sent is due as well: a destination has one courier, so a crash or a lost ledger left it so.
-        Results of a series that has grown since are held back: the next revision's job will supersede theirs.
+        Results of a series that has grown since are held back: the next revision's job will supersede theirs. Those of
+        a shadow are never due, whatever a row says.
         """
         growing = (
             select(job.c.id)
             .join(series, series.c.series_uid == job.c.series_uid)
             .where(series.c.state == SeriesState.RECEIVING.value)
         )
+        shadows = select(job.c.id).where(job.c.shadow == true())
         query = (
             select(*_COLUMNS)
-            .where(delivery.c.state.in_(_OPEN) & (delivery.c.not_before <= now))
+            .where(delivery.c.state.in_(_OPEN) & (delivery.c.not_before <= now) & delivery.c.job_id.notin_(shadows))
             .where(delivery.c.destination.notin_(excluding) & delivery.c.job_id.notin_(growing))
             .order_by(delivery.c.id)
             .limit(limit)
@@ -127,12 +130,17 @@ def as_delivery(row: Row[Any]) -> Delivery:
     return Delivery(**{**values, "state": DeliveryState(values["state"])})
 
 
-def add_deliveries(
-    connection: Connection, job_id: str, destinations: Mapping[str, Sequence[str]], now: float
-) -> None:
-    """Address the results of a job anew: to each destination those whose forms stand on its first rung."""
+def add_deliveries(connection: Connection, job_id: str, destinations: Mapping[str, Sequence[str]], now: float) -> None:
+    """Address the results of a job anew: to each destination those whose forms stand on its first rung.
+
+    A shadow's results have no address, by whatever way they came here.
+    """
+    if connection.execute(select(job.c.shadow).where(job.c.id == job_id)).scalar_one():
+        return
     connection.execute(delivery.delete().where(delivery.c.job_id == job_id))
-    results = connection.execute(select(result.c.sop_uid, result.c.path, result.c.form).where(result.c.job_id == job_id)).all()
+    results = connection.execute(
+        select(result.c.sop_uid, result.c.path, result.c.form).where(result.c.job_id == job_id)
+    ).all()
     for destination, forms in destinations.items():
         for item in sorted((r for r in results if r.form in forms), key=lambda r: forms.index(r.form)):
             connection.execute(

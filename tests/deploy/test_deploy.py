@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel, SecretStr
 
 from node import configuration
-from node.settings import PREFIX, Destination, Peer, Section, Settings
+from node.settings import PREFIX, Destination, Model, Peer, Section, Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLE = DEPLOY / "pennode.toml"
@@ -63,6 +63,7 @@ def test_the_example_file_lists_every_setting_and_no_other() -> None:
         assert set(values[section]) == set(model.model_fields), section
     assert [set(entry) for entry in values["destinations"]] == [set(Destination.model_fields)]
     assert [set(entry) for entry in values["peers"]] == [set(Peer.model_fields)]
+    assert [set(entry) for entry in values["models"]] == [set(Model.model_fields)]
 
 
 def test_the_example_file_shows_the_defaults() -> None:

@@ -27,14 +27,16 @@ class Site:
     def __init__(self, ledger: Ledger, **rules) -> None:
         self.ledger = ledger
         self.published: list[str] = []
+        self.models: list[str] = []
         self.now = T0 + 100
         self.broken_after = 10**9
         self.dispatcher = Dispatcher(ledger, Dispatch(**rules), self.publish, clock=lambda: self.now)
 
-    def publish(self, job: str) -> None:
+    def publish(self, job: str, model: str) -> None:
         if len(self.published) >= self.broken_after:
             raise BrokerUnavailable("gone")
         self.published.append(job)
+        self.models.append(model)
 
     def tick(self, seconds: float = 0.0) -> list[str]:
         """One round after so many seconds; return what it published."""
@@ -77,7 +79,7 @@ def test_live_workers_widen_the_window_and_silent_ones_do_not(ledger: Ledger) ->
 def test_publishing_comes_before_the_mark(ledger: Ledger) -> None:
     site, jobs = Site(ledger), many(ledger, 3)
     seen: list[JobState] = []
-    site.dispatcher = Dispatcher(ledger, Dispatch(), lambda job: seen.append(ledger.job(job).state))
+    site.dispatcher = Dispatcher(ledger, Dispatch(), lambda job, _model: seen.append(ledger.job(job).state))
     site.dispatcher.tick(site.now)
     assert seen == [JobState.READY] * 3
     assert len(jobs) == 3
@@ -173,7 +175,7 @@ def test_the_embedded_brokers_folder_vanishing_is_unavailable(tmp_path: Path) ->
     (tmp_path / "broker" / "queue").rmdir()
     (tmp_path / "broker" / "queue").write_text("")
     with pytest.raises(BrokerUnavailable, match="the embedded broker does not take messages"):
-        publish("0" * 32)
+        publish("0" * 32, "")
 
 
 def test_redis_holds_the_hint_and_is_unavailable_when_frozen_or_gone(ledger: Ledger, tmp_path: Path) -> None:
@@ -189,13 +191,13 @@ def test_redis_holds_the_hint_and_is_unavailable_when_frozen_or_gone(ledger: Led
         try:
             began = time.monotonic()
             with pytest.raises(BrokerUnavailable, match="does not take messages"):
-                publish(job)
+                publish(job, "")
             assert time.monotonic() - began < 40
         finally:
             process.send_signal(signal.SIGCONT)
-        publish(job)
+        publish(job, "")
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable) as caught:
-        publish(job)
+        publish(job, "")
     assert time.monotonic() - began < 10
     assert caught.value.next_step == "jobs wait here until it does"
