@@ -6,6 +6,7 @@ Both are read back from the spool, so that what is compared is what was, or woul
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,13 @@ def compare(own: Path, shadow: Path) -> tuple[Agreement, ...]:
     InvalidResult
         One is no Segmentation, is damaged or too large, or they lie on different grids.
     """
-    first, second = _read(own, "the series' own result"), _read(shadow, "the shadow's result")
+    with warnings.catch_warnings():
+        # They quote values of the header, and what is wrong with it is judged here.
+        warnings.simplefilter("ignore", UserWarning)
+        return _compared(_read(own, "the series' own result"), _read(shadow, "the shadow's result"))
+
+
+def _compared(first: _Segmentation, second: _Segmentation) -> tuple[Agreement, ...]:
     slices, gap_mm = _aligned(first, second)
     counts: dict[_Key, list[int]] = {key: [0, 0, 0] for one in (first, second) for key in one.keys.values()}
     try:
