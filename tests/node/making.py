@@ -69,7 +69,7 @@ def claim(
 ):
     """Claim a job for a worker, which has the model that the job is for."""
     with contextlib.suppress(NotFound):
-        more.setdefault("served", ["", ledger.job(job).wanted_model])
+        more.setdefault("served", [ledger.job(job).wanted_model])
     return ledger.claim(job, worker, lease_s=lease_s, max_attempts=cap, now=now, **more)
 
 
