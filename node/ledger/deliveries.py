@@ -46,10 +46,10 @@ class Deliveries:
             .join(series, series.c.series_uid == job.c.series_uid)
             .where(series.c.state == SeriesState.RECEIVING.value)
         )
-        shadows = select(job.c.id).where(job.c.shadow == true())
+        of_shadow = select(job.c.id).where((job.c.id == delivery.c.job_id) & (job.c.shadow == true())).exists()
         query = (
             select(*_COLUMNS)
-            .where(delivery.c.state.in_(_OPEN) & (delivery.c.not_before <= now) & delivery.c.job_id.notin_(shadows))
+            .where(delivery.c.state.in_(_OPEN) & (delivery.c.not_before <= now) & ~of_shadow)
             .where(delivery.c.destination.notin_(excluding) & delivery.c.job_id.notin_(growing))
             .order_by(delivery.c.id)
             .limit(limit)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
 metadata = MetaData()
@@ -93,6 +94,8 @@ job = Table(
     UniqueConstraint("series_uid", "revision", "wanted_model", name="uq_job_series_revision_model"),
     Index("ix_job_due", "state", "not_before"),
     Index("ix_job_updated_at", "updated_at"),
+    # Few jobs are shadows: of the others it says nothing, so that nobody looks for them here.
+    Index("ix_job_shadow", "purged_at", sqlite_where=text("shadow = 1"), postgresql_where=text("shadow")),
 )
 
 # How each revision of a series was weighed last; `pieces` are [source, weight, text], `until` is 0 once it is sealed.

@@ -162,12 +162,13 @@ def test_no_delivery_of_a_shadow_can_exist_whatever_is_done(ledger: Ledger) -> N
     with_shadow(ledger)
     seen = set()
     for step in range(600):
+        now = T0 + 100 + 40 * step
         if step % 40 == 39:
             ledger.record(instance(100 + step))
-            assert seal(ledger, model="own", shadows=["other"])
+            assert seal(ledger, model="own", shadows=["other"], now=now)
         job = chance.choice(ledger.jobs()[:4])
         with contextlib.suppress(PennodeError):
-            chance.choice(deeds(ledger, job.id, job.fence, T0 + 100 + 40 * step))()
+            chance.choice(deeds(ledger, job.id, job.fence, now))()
         assert deliveries_of_shadows(ledger) == 0
         seen |= {(j.shadow, j.state) for j in ledger.jobs()[:4]}
     assert {(True, S.STORED), (False, S.SEGMENTED), (False, S.DELIVERED)} <= seen, "the lives lead there"
