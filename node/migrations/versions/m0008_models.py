@@ -19,8 +19,8 @@ def upgrade() -> None:
         job.add_column(sa.Column("shadow", sa.Boolean, nullable=False, server_default=sa.false()))
         job.drop_constraint(_ONE_JOB, type_="unique")
         job.create_unique_constraint("uq_job_series_revision_model", ["series_uid", "revision", "wanted_model"])
-    only = {"sqlite_where": sa.text("shadow = 1"), "postgresql_where": sa.text("shadow")}
-    op.create_index("ix_job_shadow", "job", ["purged_at"], **only)
+    shadow = sa.text("shadow")
+    op.create_index("ix_job_shadow", "job", ["purged_at"], sqlite_where=sa.text("shadow = 1"), postgresql_where=shadow)
     op.add_column("worker", sa.Column("models", sa.JSON, nullable=False, server_default="[]"))
     op.create_table(
         "comparison",
