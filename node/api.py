@@ -74,7 +74,7 @@ class WorkerApi:
     async def greet(self, request: Request) -> Response:
         """Note that a worker lives."""
         asked = Greeting.model_validate_json(await request.body())
-        seen = Worker(asked.worker, time.time(), asked.version, asked.device, asked.model)
+        seen = Worker(asked.worker, time.time(), asked.version, asked.device, asked.model, asked.models)
         await run_in_threadpool(self._ledger.worker_seen, seen)
         return Response(status_code=204)
 
@@ -88,6 +88,8 @@ class WorkerApi:
             lease_s=self._rules.lease_s,
             max_attempts=self._rules.max_attempts,
             now=time.time(),
+            served=asked.models,
+            retry_after_s=self._rules.retry_after_s,
         )
         if claim is None:
             return _problem(409, "the job is not to be had", "")
@@ -182,6 +184,11 @@ class WorkerApi:
         except InvalidResult:
             self._give_back_if_older(found, fence)
             raise
+        model, note = printable(str(manifest.get("model", "")), 200), printable(str(manifest.get("note", "")), 500)
+        if found.wanted_model and model.partition(" ")[0] != found.wanted_model:
+            raise InvalidResult(
+                f"the result is of model {model[:64]!r}, not of {found.wanted_model}", "check the worker"
+            )
         results = [
             Result(
                 sop_uid=f.sop_uid, sop_class_uid=f.sop_class_uid, job_id=found.id,
@@ -190,7 +197,6 @@ class WorkerApi:
             )
             for f in files
         ]  # fmt: skip
-        model, note = printable(str(manifest.get("model", "")), 200), printable(str(manifest.get("note", "")), 500)
         try:
             self._ledger.finish(
                 found.id, fence, results, self._destinations, model=model, note=note or "segmented", now=time.time()

@@ -214,7 +214,7 @@ class Assembler:
         verdict = self._judge(members)
         job_id = self._ledger.seal(
             seen, members, wait.reason, wanted=verdict.wanted, verdict=verdict.reason, next_step=verdict.next_step,
-            now=now, pieces=pieces,
+            now=now, pieces=pieces, model=verdict.model, shadows=verdict.shadows,
         )  # fmt: skip
         if job_id is not None:
             # What was learned of its senders may have changed.

@@ -17,6 +17,14 @@ SEGMENT_TASK = "pennode.segment"
 _VISIBILITY_TIMEOUT_S = 6 * 3600
 
 
+def queue_of(queue: str, model: str) -> str:
+    """Return the queue of jobs for one model, to which only workers that have it listen; without one, `queue` itself.
+
+    A dot ends the name of a queue in the embedded broker's files.
+    """
+    return f"{queue}-{model.replace('_', '__').replace('.', '_p')}" if model else queue
+
+
 def celery_config(settings: Settings) -> dict[str, Any]:
     """Return the Celery configuration for both ends.
 

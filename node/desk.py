@@ -15,11 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from node.configuration import load
-from node.errors import ConfigurationError, PeerUnavailable
+from node.errors import ConfigurationError, NotFound, PeerUnavailable
 from node.forms import in_words
+from node.logs import printable
 from node.records import Delivery, DeliveryState, Job, JobState, Proof, Wanted, is_uid
 
 if TYPE_CHECKING:
+    from node.agreement import Comparison
     from node.evidence import Weighing
     from node.ledger import Ledger
 
@@ -35,27 +37,32 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 @jobs_app.command("list")
 def jobs_list(
     state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    series: Annotated[str, typer.Option(metavar="UID", help="Only jobs of this series, of all models.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=10000)] = 50,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """List jobs, newest first."""
+    if series and not is_uid(series):
+        raise NotFound(f"{printable(series, 64)!r} is no Series Instance UID", "pennode jobs show tells that of a job")
     ledger = _ledger(config)
-    found = ledger.jobs(states=state or None, limit=limit)
+    found = ledger.jobs(states=state or None, limit=limit, series_uid=series)
     if as_json:
         typer.echo(json.dumps([job.to_json() for job in found]))
         return
     rows: list[tuple[str, ...]] = []
     weighings = ledger.weighings()
-    for series in [] if state else ledger.receiving():
-        weighed = weighings.get(series.series_uid)
-        age, why = _ago(time.time() - series.first_at), weighed.outcome if weighed else "images are coming in"
-        rows.append((series.series_uid, series.state, age, str(series.instances), series.calling_ae, "", why))
+    for open_ in [] if state else ledger.receiving():
+        if series and open_.series_uid != series:
+            continue
+        weighed = weighings.get(open_.series_uid)
+        age, why = _ago(time.time() - open_.first_at), weighed.outcome if weighed else "images are coming in"
+        rows.append((open_.series_uid, open_.state, age, str(open_.instances), open_.calling_ae, "", "", why))
     for job in found:
         why = f"{job.reason} ({job.next_step})" if job.next_step else job.reason
-        age = _ago(time.time() - job.created_at)
-        rows.append((job.id[:8], job.state, age, str(job.instances), job.calling_ae, job.description, why))
-    table = Table("job", "state", "age", "images", "from", "series", "why", box=None, pad_edge=False)
+        age, model = _ago(time.time() - job.created_at), _model(job)
+        rows.append((job.id[:8], job.state, age, str(job.instances), job.calling_ae, job.description, model, why))
+    table = Table("job", "state", "age", "images", "from", "series", "model", "why", box=None, pad_edge=False)
     for row in rows:
         if not sys.stdout.isatty():
             typer.echo("\t".join(row))
@@ -70,7 +77,9 @@ def jobs_show(
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show one job, or a series that still arrives: evidence, journal and deliveries."""
+    """Show one job, or a series that still arrives: evidence, journal, deliveries, and what other models made of it."""
+    from node.webjson import models_of
+
     ledger = _ledger(config)
     arriving = next((s for s in ledger.receiving() if s.series_uid == job_id), None)
     if arriving is not None:
@@ -83,6 +92,8 @@ def jobs_show(
         "journal": [vars(e) for e in journal],
         "deliveries": [vars(d) | {"what": in_words(d.form)} for d in deliveries],
     }
+    models = models_of(ledger, job)
+    more |= models
     _say_facts(job.to_json(), ledger.weighings_of(job), more, as_json)
     if as_json:
         return
@@ -96,6 +107,22 @@ def jobs_show(
             f"{item.attempts} attempt(s) {item.reason}"
         )
         typer.echo(f"   {proof_of(item)}")
+    for other in ledger.siblings(job):
+        typer.echo(f"of the same series: job {other.id[:8]}, revision {other.revision}, {other.state}, {_model(other)}")
+    _say_comparisons(ledger.comparisons(job), models["not_compared"])
+
+
+def _model(job: Job) -> str:
+    return f"{job.model or job.wanted_model or '-'}{' (shadow)' if job.shadow else ''}"
+
+
+def _say_comparisons(compared: list[Comparison], why: str) -> None:
+    for one in compared:
+        typer.echo(f"shadow {one.job_id[:8]} compared with {one.own_id[:8]}: {one.reason or 'Dice, own ml, shadow ml'}")
+        for segment in one.segments:
+            typer.echo(f"  {segment.label:24} {segment.dice:6.4f} {segment.own_ml:10.3f} {segment.shadow_ml:10.3f}")
+    if why:
+        typer.echo(f"not compared: {why}")
 
 
 def services(

@@ -25,6 +25,7 @@ STATES: dict[JobState, tuple[str, str]] = {
     JobState.FAILED: ("bad", "Given up."),
     JobState.CANCELLED: ("calm", "Stopped by an operator."),
     JobState.SUPERSEDED: ("calm", "More images came; a newer job took over."),
+    JobState.STORED: ("good", "A shadow's result: kept here, and not sent."),
 }
 
 DELIVERY_TONES: dict[DeliveryState, str] = {

@@ -9,6 +9,7 @@
     │   ├── NodeUnavailable       a worker cannot reach the node's worker API
     │   ├── PeerUnavailable       no association, or the peer is out of resources for now
     │   ├── OutOfDisk             the state folder is full, or nearly
+    │   ├── ModelUnavailable      a worker cannot open a model that it has
     │   └── Damaged               bytes changed on their way between node and worker
     └── Permanent                 the same work fails again until somebody changes something
         ├── ConfigurationError    settings name something that does not exist or cannot work
@@ -73,6 +74,10 @@ class PeerUnavailable(Retryable):
 
 class OutOfDisk(Retryable):
     """Raised when the state folder is full, or nearly."""
+
+
+class ModelUnavailable(Retryable):
+    """Raised when a worker cannot open a model that it has; another worker may."""
 
 
 class Damaged(Retryable):

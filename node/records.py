@@ -46,6 +46,7 @@ class JobState(StrEnum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     SUPERSEDED = "SUPERSEDED"
+    STORED = "STORED"
 
 
 class DeliveryState(StrEnum):
@@ -81,16 +82,18 @@ _J = JobState
 
 # Every move that is allowed; anything else is a bug and raises. SKIPPED, REJECTED, FAILED and CANCELLED return to READY
 # only by an operator's word, FAILED also to SEGMENTED when just the delivery had failed. DELIVERED is left where a
-# destination does not hold what it took: SEGMENTED to send it again, FAILED when that does not help.
+# destination does not hold what it took: SEGMENTED to send it again, FAILED when that does not help. A
+# shadow's result is STORED.
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     _J.READY: frozenset({_J.QUEUED, _J.RUNNING, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
     _J.QUEUED: frozenset({_J.READY, _J.RUNNING, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
     _J.RUNNING: frozenset({_J.READY, _J.SEGMENTED, _J.REJECTED, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
-    _J.SEGMENTED: frozenset({_J.DELIVERED, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
+    _J.SEGMENTED: frozenset({_J.DELIVERED, _J.STORED, _J.FAILED, _J.CANCELLED, _J.SUPERSEDED}),
     _J.FAILED: frozenset({_J.READY, _J.SEGMENTED, _J.SUPERSEDED}),
     _J.REJECTED: frozenset({_J.READY, _J.SUPERSEDED}),
     _J.SKIPPED: frozenset({_J.READY, _J.SUPERSEDED}),
     _J.CANCELLED: frozenset({_J.READY, _J.SUPERSEDED}),
+    _J.STORED: frozenset({_J.SUPERSEDED}),
     _J.DELIVERED: frozenset({_J.SEGMENTED, _J.FAILED}),
     _J.SUPERSEDED: frozenset(),
 }
@@ -214,7 +217,11 @@ class PerformedSeries:
 
 @dataclass(frozen=True)
 class Job:
-    """One revision of one series on its way to the PACS. Times in seconds since 1970."""
+    """One revision of one series on its way to the PACS. Times in seconds since 1970.
+
+    `wanted_model` is the model it is for, by name; empty: the default of whichever worker takes it. A `shadow` runs
+    beside the series' own job, and nothing of it is sent.
+    """
 
     id: str
     series_uid: str
@@ -238,6 +245,8 @@ class Job:
     created_at: float
     updated_at: float
     last_image_at: float
+    wanted_model: str = ""
+    shadow: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `--json` and the worker API."""
@@ -313,20 +322,27 @@ class JournalEntry:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker as last heard of."""
+    """A worker as last heard of: its default model, and all that it has, each as name and version."""
 
     name: str
     seen_at: float
     version: str
     device: str
     model: str
+    models: tuple[str, ...] = ()
+
+    @property
+    def served(self) -> frozenset[str]:
+        """Names of models whose jobs it takes; the empty one is of jobs that name none."""
+        return frozenset({"", *(model.partition(" ")[0] for model in self.models)})
 
 
 @dataclass(frozen=True)
 class Claim:
     """A job in a worker's hands: it may write under this fence until the lease ends, and renews it by heartbeats.
 
-    `forms` are the keys of what is to be made (`node.forms.Recipe`).
+    `forms` are the keys of what is to be made (`node.forms.Recipe`), `model` names what to make it with; empty: the
+    worker's default.
     """
 
     job_id: str
@@ -338,6 +354,7 @@ class Claim:
     instances: int
     attempt: int
     forms: tuple[str, ...] = ("SEG",)
+    model: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the worker API."""

@@ -15,7 +15,7 @@ from node.spool import Spool
 log = logging.getLogger(__name__)
 
 # Under pressure of disk only these go early: a person may still be about to retry the others.
-_EARLY = frozenset({JobState.DELIVERED, JobState.SKIPPED, JobState.SUPERSEDED, JobState.CANCELLED})
+_EARLY = frozenset({JobState.DELIVERED, JobState.STORED, JobState.SKIPPED, JobState.SUPERSEDED, JobState.CANCELLED})
 
 
 class Caretaker:

@@ -1,4 +1,4 @@
-"""Is this a series we segment? Typed rules, and the reason in words a technologist understands."""
+"""Is this a series we segment, and with which model? Typed rules, with reasons in words a technologist understands."""
 
 from __future__ import annotations
 
@@ -9,32 +9,74 @@ from fnmatch import fnmatchcase
 from pydicom.uid import UID
 
 from node.records import Header, Instance
-from node.settings import Selection
+from node.settings import Model, Selection
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What selection says of a series, and why."""
+    """What selection says of a series, and why.
+
+    `model` is the one that the series goes to, by name; empty: the default of whichever worker takes it. `shadows` run
+    beside it, whether or not the series is `wanted` by a model of its own.
+    """
 
     wanted: bool
     reason: str
     next_step: str = ""
+    model: str = ""
+    shadows: tuple[str, ...] = ()
 
 
-def select_series(members: Sequence[Instance], rules: Selection) -> Verdict:
-    """Judge a sealed series by `rules`; the first rule that disagrees gives the reason.
+def select_series(members: Sequence[Instance], rules: Selection, models: Sequence[Model] = ()) -> Verdict:
+    """Judge a sealed series by `rules`, where the first that disagrees gives the reason, and choose among `models`.
 
-    Only what the headers can tell for sure is judged here. Faults of geometry or pixels are the worker's to find: it
-    looks at every image and can name the one at fault.
+    The first model that is no shadow and whose rules agree takes the series; where only shadows are listed, the
+    workers' default does. Only what the headers can tell for sure is judged here. Faults of geometry or pixels are the
+    worker's to find: it looks at every image and can name the one at fault.
     """
     header = members[0].header
+    refusals = {model.name: _disagreement(members, header, model) for model in models}
+    own = [model for model in models if not model.shadow]
+    chosen = next((model.name for model in own if not refusals[model.name]), "")
     for check in (_modality, _sop_class, _excluded, _body_part, _contrast, _slices, _orientation):
         reason = check(members, header, rules)
         if reason:
-            return Verdict(
-                False, reason, "nothing to do, unless it should be segmented: then retry it, or change [selection]"
-            )
-    return Verdict(True, "agrees with every rule of selection")
+            step = "nothing to do, unless it should be segmented: then retry it, or change [selection]"
+            return Verdict(False, reason, step, chosen)
+    shadows = tuple(model.name for model in models if model.shadow and not refusals[model.name])
+    if chosen:
+        return Verdict(
+            True, f"agrees with every rule of selection, and with those of model {chosen}", "", chosen, shadows
+        )
+    if own:
+        said = "; ".join(f"{model.name}: {refusals[model.name]}" for model in own)
+        step = (
+            "nothing to do, unless it should be segmented: then change [[models]]; a retry takes the workers' default"
+        )
+        return Verdict(False, f"no model is for this series ({said})", step, "", shadows)
+    return Verdict(True, "agrees with every rule of selection", shadows=shadows)
+
+
+def _disagreement(members: Sequence[Instance], header: Header, model: Model) -> str:
+    """Return why a series is not for a model, in words; empty: it is."""
+    texts = (header.series_description, header.protocol_name, header.study_description)
+    if model.body_parts and not _matches(header.body_part, model.body_parts):
+        return f"body part is {header.body_part}" if header.body_part else "no body part is given"
+    if model.description_patterns and not any(_matches(text, model.description_patterns) for text in texts):
+        return "no description matches"
+    if _matches(header.series_description, model.exclude_patterns):
+        return "the series description is excluded"
+    if model.sequence_names and not _matches(header.sequence_name, model.sequence_names):
+        return f"sequence name is {header.sequence_name}" if header.sequence_name else "no sequence name is given"
+    if model.contrast != "any" and (model.contrast == "required") != bool(header.contrast_agent):
+        return "a contrast agent is given" if header.contrast_agent else "no contrast agent is given"
+    slices = sum(m.header.number_of_frames for m in members)
+    if not model.min_slices <= slices <= model.max_slices:
+        return f"{slices} slices"
+    planes = {plane_of(m.header.orientation) for m in members} - {""}
+    if model.orientations and len(planes) == 1 and not planes <= set(model.orientations):
+        return f"slices are {planes.pop()}"
+    return ""
 
 
 def _matches(text: str, patterns: Sequence[str]) -> bool:

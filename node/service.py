@@ -22,6 +22,7 @@ from node.assembly import Assembler
 from node.assurances import Assurances
 from node.census import censuses
 from node.commitment import StorageCommitment
+from node.comparison import Comparer
 from node.delivery import Courier, carriers, ladders
 from node.dispatch import Dispatcher, celery_publisher
 from node.errors import ConfigurationError, LedgerUnavailable, OutOfDisk
@@ -71,6 +72,7 @@ class Node:
         self._servers: dict[str, HttpServer] = {}
         self._fetchers: list[Fetcher] = []
         self._lock: IO[str] | None = None
+        self._dispatcher: Dispatcher | None = None
         self.worker_token = ""
 
     def __enter__(self) -> Node:
@@ -125,7 +127,7 @@ class Node:
             settings.api,
             settings.dispatch,
             settings.destinations,
-            finished=lambda: self._wake("delivery"),
+            finished=self._on_finished,
         )
         self._serve_http(ledger, spool, door, api, stack)
         stack.callback(stop_all, list(self._loops.values()))
@@ -148,7 +150,7 @@ class Node:
         settings = self.settings
 
         def judge(members: Sequence[Instance]) -> Verdict:
-            return select_series(members, settings.selection)
+            return select_series(members, settings.selection, settings.models)
 
         asked = censuses(settings, self._wake)
         assembler = Assembler(
@@ -156,9 +158,11 @@ class Node:
             sealed=lambda: self._wake("dispatch"), performed=ledger.performed_series, censuses=asked,
             announced=ledger.announcement,
         )  # fmt: skip
+        self._dispatcher = Dispatcher(ledger, settings.dispatch, celery_publisher(settings))
         parts: dict[str, Callable[[float], float]] = {
             "assembly": assembler.tick,
-            "dispatch": Dispatcher(ledger, settings.dispatch, celery_publisher(settings)).tick,
+            "dispatch": self._dispatcher.tick,
+            "comparison": Comparer(ledger, spool).tick,
             "callers": door.callers.tick,
             "storage commitment": Reporter(
                 commitment, Peers(settings.listener, settings.peers), settings.listener.ae_title
@@ -247,14 +251,25 @@ class Node:
                 *(Component(name, server.is_alive(), "serves") for name, server in self._servers.items()),
                 Component("disk", *disk),
                 Component("workers", workers > 0, f"{workers} alive"),
+                self._models(),
                 *(Component(name, not words, words or "works") for name, words in troubles.items()),
             )
         )
+
+    def _models(self) -> Component:
+        """Tell which models are waited for in vain."""
+        absent = self._dispatcher.absent if self._dispatcher else {}
+        waits = "; ".join(f"no living worker has {name}, for which {n} job(s) wait" for name, n in absent.items())
+        return Component("models", not absent, waits or "none is waited for")
 
     def _wake(self, name: str) -> None:
         for other, loop in self._loops.items():
             if other.startswith(name):
                 loop.wake()
+
+    def _on_finished(self) -> None:
+        self._wake("delivery")
+        self._wake("comparison")
 
     def _on_broken(self, name: str) -> None:
         log.critical("%s is broken: the node stops, so that it is restarted whole", name)

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from node.agreement import outlook
 from node.display import states_of, templates, verbs, views
 from node.errors import InvalidRequest, NotFound, PennodeError, Permanent
 from node.ledger import Ledger
@@ -198,6 +199,9 @@ class _Site:
             weighings=self._ledger.weighings_of(job),
             verbs=verbs(job),
             fetched=self._ledger.announcement(job.series_uid),
+            siblings=self._ledger.siblings(job),
+            comparisons=self._ledger.comparisons(job),
+            outlook=outlook(job, self._ledger.own_job(job)) if job.shadow else "",
         )
 
     def peers(self, request: Request) -> Response:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from node.agreement import outlook
 from node.errors import NotFound
 from node.forms import in_words
 from node.ledger import Ledger
 from node.peers import Listing, Peers
 from node.records import Job, JobState, Wanted
 from node.signin import Door
+
+_SIBLING = ("id", "revision", "state", "model", "wanted_model", "shadow", "created_at")
 
 
 class JsonSite:
@@ -34,7 +38,7 @@ class JsonSite:
             raise HTTPException(401, "Send the header Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"})
 
     def jobs(self, request: Request) -> Response:
-        """Answer jobs, newest first, by ``state`` (repeatable), ``text``, ``limit`` and ``offset``."""
+        """Answer jobs, newest first, by ``state`` (repeatable), ``series``, ``text``, ``limit`` and ``offset``."""
         self.authorise(request)
         query = request.query_params
         unknown = set(query.getlist("state")) - set(JobState)
@@ -45,6 +49,7 @@ class JsonSite:
             limit=number(query.get("limit"), 200, 1, 1000),
             offset=number(query.get("offset"), 0, 0, 10**9),
             text=needle(query.get("text", "")),
+            series_uid=needle(query.get("series", "")),
         )
         listed = [job.to_json() for job in jobs]
         receiving, weighings = self._ledger.receiving(), self._ledger.weighings().values()
@@ -57,7 +62,7 @@ class JsonSite:
         return JSONResponse(listing_of(self._ledger, self._peers).to_json())
 
     def job(self, request: Request) -> Response:
-        """Answer one job with its journal and deliveries."""
+        """Answer one job with its journal and deliveries, other jobs of its series, and how shadows compare."""
         self.authorise(request)
         job = self._ledger.job(job_id_of(request))
         # Where the spool lies is nobody's business outside the node.
@@ -69,7 +74,7 @@ class JsonSite:
         weighings = [w.to_json() for w in self._ledger.weighings_of(job)]
         fetched = self._ledger.announcement(job.series_uid)
         body = {"job": job.to_json(), "journal": journal, "deliveries": deliveries, "weighings": weighings}
-        return JSONResponse(body | {"fetched": asdict(fetched) if fetched else None})
+        return JSONResponse(body | {"fetched": asdict(fetched) if fetched else None} | models_of(self._ledger, job))
 
     def services(self, request: Request) -> Response:
         """Answer storage commitment requests and performed procedure steps, newest first, at most ``limit`` of each."""
@@ -82,6 +87,17 @@ class JsonSite:
         """Retry or cancel a job, have its delivery proved, or its results read back."""
         self.authorise(request)
         return JSONResponse({"job": change_job(request, self._ledger, self._now()).to_json()})
+
+
+def models_of(ledger: Ledger, job: Job) -> dict[str, Any]:
+    """Return what other models made of a job's series: its other jobs, and how shadows compare, or why they do not."""
+    why = outlook(job, ledger.own_job(job)) if job.shadow else ""
+    compared = [one.to_json() for one in ledger.comparisons(job)]
+    return {
+        "siblings": [{k: getattr(one, k) for k in _SIBLING} for one in ledger.siblings(job)],
+        "comparisons": compared,
+        "not_compared": "" if compared else why,
+    }
 
 
 def listing_of(ledger: Ledger, peers: Peers) -> Listing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from node.forms import Form, Recipe
 from trt.build import Library
-from trt.manifest import Manifest, load, sha256
+from trt.manifest import DEFAULT_MODEL, Manifest, load, models_dir, sha256
 
 SIDE = 16
 CLASSES = 5
@@ -75,3 +77,33 @@ def write(model: onnx.ModelProto, folder: Path) -> Manifest:
     return dataclasses.replace(
         load(), name="small", path=path, digest=sha256(path), patch=(SIDE, SIDE), finder=None, quantised=None
     )
+
+
+SEG = (Recipe(Form.SEG),)
+
+
+def save(folder: Path, *, name: str = "small", version: str = "1.0.0", seed: str = "") -> Path:
+    """Write a small model that a worker can open, manifest and all; `seed` chooses its weights, so what it finds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = graph(
+        [
+            convolution("patches", "w1", "a"),
+            helper.make_node("Relu", ["a"], ["b"], name="relu"),
+            helper.make_node("Conv", ["b", "w2"], ["logits"], name="head"),
+        ],
+        [
+            numpy_helper.from_array(numpy_helper.to_array(weights(f"{name}{seed}", *shape)), name)
+            for name, shape in (("w1", (6, 3, 3, 3)), ("w2", (CLASSES, 6, 1, 1)))
+        ],
+    )
+    onnx.save(model, folder / "model.onnx")
+    fields = json.loads((models_dir() / DEFAULT_MODEL / "manifest.json").read_text())
+    for key in ("finder", "int8", "stride"):
+        fields.pop(key, None)
+    for label in fields["labels"]:
+        label.pop("least_mm3", None)
+    digest = sha256(folder / "model.onnx")
+    fields |= {"name": name, "version": version, "sha256": digest, "patch": [SIDE, SIDE], "spacing_mm": [1.0, 1.0]}
+    (folder / "manifest.json").write_text(json.dumps(fields))
+    load(folder)
+    return folder

@@ -9,18 +9,20 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_ready
 
-from node.broker import SEGMENT_TASK, celery_config
+from node.broker import SEGMENT_TASK, celery_config, queue_of
 from node.configuration import secret
 from node.errors import ConfigurationError, PennodeError
 from node.settings import Settings
+from trt.manifest import Manifest
 from workers import tasks
+from workers.benches import open_benches
 from workers.nodeclient import NodeClient
 
 log = logging.getLogger(__name__)
@@ -65,17 +67,17 @@ def create_app(settings: Settings, name: str) -> Celery:
     app.conf.update(celery_config(settings))
     # Clients hold sockets and threads, which do not survive a fork: each process makes its own at first use.
     client = cache(lambda: client_for(settings))
-    bench = cache(lambda: tasks.open_bench(settings))
+    benches = cache(lambda: open_benches(settings))
 
     def segment(job_id: str) -> None:
-        tasks.run(job_id, bench, client(), name)
+        tasks.run(job_id, benches, client(), name)
 
     app.task(name=SEGMENT_TASK)(segment)
 
     def warm_up(**_: object) -> None:
         tasks.sweep()
         try:
-            bench()
+            benches().claimable()
         except PennodeError as error:
             # Said again at each job, which is left to a worker that can.
             log.error("not ready: %s", error)
@@ -84,8 +86,8 @@ def create_app(settings: Settings, name: str) -> Celery:
     return app
 
 
-def run_worker(settings: Settings, *, supervised: bool = False) -> int:
-    """Work until told to stop.
+def run_worker(settings: Settings, models: Sequence[Manifest], *, supervised: bool = False) -> int:
+    """Work until told to stop, with `models`, the default first.
 
     `supervised`: end when the parent process does, so that a killed node leaves no worker behind.
     """
@@ -94,25 +96,27 @@ def run_worker(settings: Settings, *, supervised: bool = False) -> int:
     setup_logging.connect(lambda **_: None, weak=False)  # ours is set up already, and Celery's would replace it
     app = create_app(settings, name)
     parent = os.getppid() if supervised else 0
-    worker_ready.connect(lambda **_: _Attendant(settings, name, parent).start(), weak=False)
+    worker_ready.connect(lambda **_: _Attendant(settings, name, models, parent).start(), weak=False)
+    queue = settings.broker.queue
+    queues = ",".join((queue, *(queue_of(queue, model.name) for model in models)))
     options = ["-P", "prefork", "-c", "1", "--without-gossip", "--without-mingle", "-n", f"{name}@%h"]
-    app.worker_main(["--quiet", "worker", "-Q", settings.broker.queue, "-l", settings.log.level, *options])
+    app.worker_main(["--quiet", "worker", "-Q", queues, "-l", settings.log.level, *options])
     return 0
 
 
 class _Attendant(threading.Thread):
     """Tells the node every few seconds that this worker lives, and watches the process that started it."""
 
-    def __init__(self, settings: Settings, name: str, parent: int) -> None:
+    def __init__(self, settings: Settings, name: str, models: Sequence[Manifest], parent: int) -> None:
         super().__init__(name="attendant", daemon=True)
         self._settings = settings
         self._name = name
+        self._models = [f"{model.name} {model.version}" for model in models]
         self._parent = parent
 
     def run(self) -> None:
         """Greet and watch for ever."""
         client = client_for(self._settings)
-        model = Path(self._settings.worker.model).name
         backend = self._settings.worker.backend  # as configured: this process must not ask the GPU
         device = f"openvino on {os.cpu_count()} CPU cores" if backend == "openvino" else f"{backend} on a GPU"
         device = ", else ".join((device, *self._settings.worker.fallback))
@@ -121,7 +125,7 @@ class _Attendant(threading.Thread):
             if time.monotonic() >= next_greeting:
                 next_greeting = time.monotonic() + _GREET_EVERY_S
                 try:
-                    client.greet(self._name, version("pennode"), device, model)
+                    client.greet(self._name, version("pennode"), device, self._models[0], self._models)
                 except PennodeError as error:
                     log.warning("the node was not greeted: %s", error)
             if self._parent and os.getppid() != self._parent:

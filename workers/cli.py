@@ -31,21 +31,18 @@ def worker(
     config: _Config = None, supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False
 ) -> None:
     """Run one worker: it takes jobs from the broker and talks to the node."""
-    from trt.engine import EngineError, require_precision
-    from trt.manifest import ManifestError, load
+    from trt.engine import EngineError
     from workers.app import run_worker
+    from workers.benches import manifests
 
     settings = configuration.load(config)
     logs.configure(settings.log.level, settings.log.format)
+    models = tuple(manifests(settings.worker).values())
     try:
-        manifest = load(settings.worker.model)
-        require_precision(manifest, settings.worker.backend, settings.worker.precision)
         _require_any((settings.worker.backend, *settings.worker.fallback))
-    except ManifestError as error:
-        raise ConfigurationError(f"the model cannot be used: {error}", "check worker.model") from error
     except EngineError as error:
         raise ConfigurationError(str(error), "check worker.backend and worker.precision") from error
-    raise typer.Exit(run_worker(settings, supervised=supervised))
+    raise typer.Exit(run_worker(settings, models, supervised=supervised))
 
 
 def _require_any(backends: Sequence[str]) -> None:

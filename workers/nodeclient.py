@@ -7,7 +7,7 @@ import ssl
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -67,14 +67,16 @@ class NodeClient:
         """Close all connections."""
         self._http.close()
 
-    def greet(self, worker: str, version: str, device: str, model: str) -> None:
-        """Tell the node that this worker lives."""
-        self._call("POST", "/v1/workers", json={"worker": worker, "version": version, "device": device, "model": model})
+    def greet(self, worker: str, version: str, device: str, model: str, models: Sequence[str] = ()) -> None:
+        """Tell the node that this worker lives, what its default model is, and all models as name and version."""
+        said = {"worker": worker, "version": version, "device": device, "model": model, "models": list(models)}
+        self._call("POST", "/v1/workers", json=said)
 
-    def claim(self, job_id: str, worker: str) -> Claim | None:
-        """Claim a job; None when it is not to be had, which is normal."""
+    def claim(self, job_id: str, worker: str, models: Sequence[str] = ("",)) -> Claim | None:
+        """Claim a job for one of these models (empty name: for any); None when it is not to be had, which is normal."""
+        asked = {"worker": worker, "models": list(models)}
         try:
-            response = self._patiently(lambda: self._call("POST", _job(job_id, "claim"), json={"worker": worker}))
+            response = self._patiently(lambda: self._call("POST", _job(job_id, "claim"), json=asked))
         except LeaseLost:
             return None
         told = response.json()

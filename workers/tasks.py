@@ -8,9 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from node.errors import (
     Damaged,
@@ -24,36 +22,23 @@ from node.errors import (
 )
 from node.forms import Recipe
 from node.records import Claim, input_digest
-from node.settings import Settings
+from workers.benches import Bench, Benches
 from workers.nodeclient import Heartbeat, NodeClient
-
-if TYPE_CHECKING:
-    from workers.pipeline import Bundle
 
 log = logging.getLogger(__name__)
 
 _FOLDER = "pennode-worker-"
 
-Segment = Callable[[list[Path], str, Sequence[Recipe], Callable[[int, int], None], Path | None], "Bundle"]
 
-
-@dataclass(frozen=True)
-class Bench:
-    """The pipeline with a warm engine, and the name of its model."""
-
-    segment: Segment
-    model: str
-
-
-def run(job_id: str, bench: Callable[[], Bench], client: NodeClient, name: str) -> None:
+def run(job_id: str, benches: Callable[[], Benches], client: NodeClient, name: str) -> None:
     """Do one job. Whatever happens is told to the node; nothing is raised but what must kill the process.
 
     A job that cannot be claimed is somebody else's, or was cancelled: that is a normal end.
     """
     try:
         # An engine that cannot run leaves the job to a worker whose engine can.
-        ready = bench()
-        claim = client.claim(job_id, name)
+        ready = benches()
+        claim = client.claim(job_id, name, ready.claimable())
     except PennodeError as error:
         # Nothing is lost: the node offers the job again.
         log.error("job=%s not taken: %s", job_id, error)
@@ -63,7 +48,7 @@ def run(job_id: str, bench: Callable[[], Bench], client: NodeClient, name: str) 
         return
     try:
         with Heartbeat(client, claim) as beat:
-            _work(claim, ready, client, beat)
+            _work(claim, ready.get(claim.model), client, beat)
     except LeaseLost as error:
         log.info("job=%s left alone: %s", job_id, error)
     except (Unsuitable, InvalidInstance) as error:
@@ -137,19 +122,3 @@ def sweep() -> None:
         owner = folder.name.removeprefix(_FOLDER).partition("-")[0]
         if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def open_bench(settings: Settings) -> Bench:
-    """Load the model and warm everything up, so that the first patient waits no longer than the second.
-
-    Raises
-    ------
-    ConfigurationError, EngineFailure
-        The model cannot be loaded or run here.
-    """
-    # Heavy libraries are imported here, in the child that works: the parent process stays small, and CUDA, which does
-    # not survive a fork, is started only after it.
-    from workers.pipeline import open_pipeline
-
-    pipeline = open_pipeline(settings.worker, settings.seg, settings.state_dir / "engines")
-    return Bench(pipeline.segment, pipeline.model)

@@ -10,12 +10,15 @@ from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
 from node.ledger.proofs import Proofs, Trouble
 from node.ledger.recording import Receipt, Recorded
+from node.ledger.shadows import Shadows
 from node.ledger.steps import ProcedureStep, StepChange, Steps, StepState
 from node.ledger.views import Views
 from node.ledger.weighings import Weighings
 
 
-class Ledger(Intake, Jobs, Deliveries, Earlier, Proofs, Commitments, Steps, Weighings, Views, CallerNotes, Fetches):
+class Ledger(
+    Intake, Jobs, Shadows, Deliveries, Earlier, Proofs, Commitments, Steps, Weighings, Views, CallerNotes, Fetches
+):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 
     Parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, false, select, true, update
 
 from node.ledger.database import Database
 from node.ledger.ladder import OPEN, add_rung, replaced_in_words, take_next_rung, what
@@ -31,6 +31,7 @@ class Deliveries:
         with self._db.write() as connection:
             addressed = select(delivery.c.job_id)
             stranded = select(job.c.id).where((job.c.state == JobState.SEGMENTED.value) & job.c.id.notin_(addressed))
+            stranded = stranded.where(job.c.shadow == false())
             for job_id in connection.execute(stranded).scalars().all():
                 lacking = add_deliveries(connection, job_id, destinations, now)
                 if lacking:
@@ -44,16 +45,18 @@ class Deliveries:
         """Return deliveries to one destination, or to all but some, whose time has come, oldest first.
 
         One that is being sent is due as well: a destination has one courier, so a crash or a lost ledger left it so.
-        Results of a series that has grown since are held back: the next revision's job will supersede theirs.
+        Results of a series that has grown since are held back: the next revision's job will supersede theirs. Those of
+        a shadow are never due, whatever a row says.
         """
         growing = (
             select(job.c.id)
             .join(series, series.c.series_uid == job.c.series_uid)
             .where(series.c.state == SeriesState.RECEIVING.value)
         )
+        of_shadow = select(job.c.id).where((job.c.id == delivery.c.job_id) & (job.c.shadow == true())).exists()
         query = (
             select(*_COLUMNS)
-            .where(delivery.c.state.in_(OPEN) & (delivery.c.not_before <= now))
+            .where(delivery.c.state.in_(OPEN) & (delivery.c.not_before <= now) & ~of_shadow)
             .where(delivery.c.destination.notin_(excluding) & delivery.c.job_id.notin_(growing))
             .order_by(delivery.c.id)
             .limit(limit)
@@ -154,8 +157,11 @@ def add_deliveries(
 ) -> list[str]:
     """Address the results of a job anew: to each destination those whose forms stand on its first rung.
 
-    Return the destinations that get nothing, since one of their forms was never made.
+    Return the destinations that get nothing, since one of their forms was never made. A shadow's results have no
+    address, by whatever way they came here.
     """
+    if connection.execute(select(job.c.shadow).where(job.c.id == job_id)).scalar_one():
+        return []
     connection.execute(delivery.delete().where(delivery.c.job_id == job_id))
     if not destinations:
         text = "results are kept here: no destination is configured"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, and_, case, or_, select
+from sqlalchemy import ColumnElement, and_, case, false, or_, select
 
 from node.errors import LeaseLost
 from node.forms import SEGMENTATIONS, Form
@@ -20,8 +20,8 @@ class Earlier:
         """Return the spool path of the newest segmentation that came before a claimed job; None: there is none.
 
         It is of another series, or of an earlier revision of this one, of the same frame of reference, and whatever
-        model made it; of one job's segmentations the BINARY one. Jobs that came later do not count: who does this one
-        again gets the same. Nothing here knows patients: who uses it compares them.
+        model made it, but no shadow; of one job's segmentations the BINARY one. Jobs that came later do not count: who
+        does this one again gets the same. Nothing here knows patients: who uses it compares them.
 
         Raises
         ------
@@ -42,7 +42,7 @@ class Earlier:
                 .join(job, job.c.id == result.c.job_id)
                 .where(job.c.frame_of_reference_uid == mine.frame_of_reference_uid)
                 .where(or_(job.c.series_uid != mine.series_uid, before))
-                .where((job.c.created_at < mine.created_at) & (job.c.purged_at == 0.0))
+                .where((job.c.created_at < mine.created_at) & (job.c.purged_at == 0.0) & (job.c.shadow == false()))
                 .where(or_(*map(_is_form, SEGMENTATIONS)))
                 .order_by(job.c.created_at.desc(), job.c.id, case((_is_form(Form.SEG), 0), else_=1), result.c.form)
                 .limit(1)

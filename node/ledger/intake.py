@@ -20,8 +20,8 @@ from node.ledger.schema import instance, job, result, series
 from node.ledger.weighings import write_gaps, write_weighing
 from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest, is_uid
 
-# What a newer revision takes over: work that is not finished, and failures that need nobody any more.
-_OVERTAKEN = UNFINISHED | {JobState.FAILED, JobState.REJECTED}
+# What a newer revision takes over: work that is not finished, failures that need nobody any more, what shadows made.
+_OVERTAKEN = UNFINISHED | {JobState.FAILED, JobState.REJECTED, JobState.STORED}
 
 
 class Intake:
@@ -119,12 +119,15 @@ class Intake:
         next_step: str,
         now: float,
         pieces: Sequence[Evidence] = (),
+        model: str = "",
+        shadows: Sequence[str] = (),
     ) -> str | None:
-        """Seal a series as it was `seen` and make its job; return the job's id.
+        """Seal a series as it was `seen` and make its job, for `model` (empty: any default); return the job's id.
 
         None: an image came in between, or another process sealed it; nothing was changed. The new job is READY when
-        `wanted`, else SKIPPED with the `verdict` of selection. Earlier revisions' jobs are superseded, unless they are
-        DELIVERED, SKIPPED or CANCELLED. `pieces` of evidence are kept beside the `reason`.
+        `wanted`, else SKIPPED with the `verdict` of selection. Each model of `shadows` gets a job beside it, which is
+        READY. Earlier revisions' jobs are superseded, unless they are DELIVERED, SKIPPED or CANCELLED. `pieces` of
+        evidence are kept beside the `reason`.
         """
         members = list(members)
         revision = seen.revision + 1
@@ -149,23 +152,27 @@ class Intake:
             write_weighing(connection, weighed)
             write_gaps(connection, seen.series_uid, members, now)
             self._supersede(connection, seen.series_uid, revision, now)
-            state = JobState.READY if wanted else JobState.SKIPPED
-            job_id = uuid.uuid4().hex
             header = members[0].header if members else Header()
             frame = next(filter(None, (m.header.frame_of_reference_uid for m in members)), "")
-            connection.execute(
-                insert(job).values(
-                    id=job_id, series_uid=seen.series_uid, study_uid=seen.study_uid, revision=revision,
-                    state=state.value, stage="selection", reason=verdict, next_step=next_step, priority=0, fence=0,
-                    attempts=0, calling_ae=seen.calling_ae, description=header.series_description,
-                    instances=len(members), input_digest=input_digest((m.sop_uid, m.sha256) for m in members), model="",
-                    worker="", progress=0.0, not_before=0.0, dispatched_at=0.0, lease_until=0.0, created_at=now,
-                    updated_at=now, last_image_at=seen.last_at, purged_at=0.0,
-                    frame_of_reference_uid=frame if is_uid(frame) else "",
-                )
-            )  # fmt: skip
-            write_journal(connection, seen.series_uid, job_id, "job", "", state.value, "selection", verdict, now)
-        return job_id
+            common = {
+                "series_uid": seen.series_uid, "study_uid": seen.study_uid, "revision": revision, "stage": "selection",
+                "fence": 0, "attempts": 0, "calling_ae": seen.calling_ae, "description": header.series_description,
+                "instances": len(members), "input_digest": input_digest((m.sop_uid, m.sha256) for m in members),
+                "model": "", "worker": "", "progress": 0.0, "not_before": 0.0, "dispatched_at": 0.0, "lease_until": 0.0,
+                "created_at": now, "updated_at": now, "last_image_at": seen.last_at, "purged_at": 0.0,
+                "frame_of_reference_uid": frame if is_uid(frame) else "",
+            }  # fmt: skip
+            state = JobState.READY if wanted else JobState.SKIPPED
+            jobs = [(model, False, state, verdict, next_step)]
+            jobs += [
+                (name, True, JobState.READY, f"shadow: agrees with the rules of model {name}", "") for name in shadows
+            ]
+            ids = [uuid.uuid4().hex for _ in jobs]
+            for job_id, (name, shadow, at, why, step) in zip(ids, jobs, strict=True):
+                values = {"id": job_id, "wanted_model": name, "shadow": shadow, "state": at.value, "priority": -shadow}
+                connection.execute(insert(job).values(**common, **values, reason=why, next_step=step))
+                write_journal(connection, seen.series_uid, job_id, "job", "", at.value, "selection", why, now)
+        return ids[0]
 
     def _supersede(self, connection: Connection, series_uid: str, revision: int, now: float) -> None:
         earlier = connection.execute(

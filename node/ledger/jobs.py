@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, update
 
@@ -12,6 +12,7 @@ from node.ledger.deliveries import add_deliveries, cancel_deliveries
 from node.ledger.ladder import begin_again
 from node.ledger.moves import JOB_COLUMNS, as_job, move
 from node.ledger.schema import delivery, instance, job, result, series
+from node.ledger.shadows import put_back, store_shadow
 from node.records import Claim, Job, JobState, Result
 
 _S = JobState
@@ -24,21 +25,26 @@ class Jobs:
 
     # -- dispatch
 
-    def due(self, now: float, requeue_after_s: float, limit: int) -> list[Job]:
-        """Return jobs to publish: QUEUED ones nobody claimed for too long, then READY ones whose time has come."""
+    def due(
+        self, now: float, requeue_after_s: float, limit: int, *, served: Collection[str] = ("",), shadow: bool = False
+    ) -> list[Job]:
+        """Return jobs to publish: QUEUED ones nobody claimed for too long, then READY ones whose time has come.
+
+        They are those for `served` models, and either shadows or the others.
+        """
         ready = and_(job.c.state == _S.READY.value, job.c.not_before <= now)
         forgotten = and_(job.c.state == _S.QUEUED.value, job.c.dispatched_at < now - requeue_after_s)
-        query = select(*JOB_COLUMNS).where(or_(ready, forgotten))
+        query = select(*JOB_COLUMNS).where(or_(ready, forgotten) & job.c.wanted_model.in_(served))
+        query = query.where(job.c.shadow == shadow)
         query = query.order_by(case((forgotten, 0), else_=1), job.c.priority.desc(), job.c.created_at).limit(limit)
         with self._db.read() as connection:
             return [as_job(row) for row in connection.execute(query)]
 
-    def queued(self) -> int:
-        """Return how many jobs are in the queue, as far as the ledger knows."""
+    def queued(self, *, shadow: bool = False) -> int:
+        """Return how many jobs, shadows or others, are in the queue, as far as the ledger knows."""
+        queued = (job.c.state == _S.QUEUED.value) & (job.c.shadow == shadow)
         with self._db.read() as connection:
-            return connection.execute(
-                select(func.count()).select_from(job).where(job.c.state == _S.QUEUED.value)
-            ).scalar_one()
+            return connection.execute(select(func.count()).select_from(job).where(queued)).scalar_one()
 
     def mark_queued(self, job_id: str, now: float) -> None:
         """Note that a message for this job was published. A job claimed meanwhile stays as it is."""
@@ -78,8 +84,15 @@ class Jobs:
 
     # -- workers
 
-    def claim(self, job_id: str, worker: str, *, lease_s: float, max_attempts: int, now: float) -> Claim | None:
-        """Give a job to a worker under a new fence; None when it is not to be had, which is normal and no error."""
+    def claim(
+        self, job_id: str, worker: str, *, lease_s: float, max_attempts: int, now: float,
+        served: Collection[str] = ("",), retry_after_s: float = 0.0,
+    ) -> Claim | None:  # fmt: skip
+        """Give a job to a worker under a new fence; None when it is not to be had, which is normal and no error.
+
+        Not to be had is a job for a model that is not among those `served` by the worker, or a shadow while others
+        wait that the worker could take: it is offered again, in the first case after `retry_after_s`.
+        """
         free = job.c.state.in_([_S.READY.value, _S.QUEUED.value])
         with self._db.write() as connection:
             row = connection.execute(
@@ -88,6 +101,8 @@ class Jobs:
             if row is None:
                 return None
             found = as_job(row)
+            if put_back(connection, found, worker, served, retry_after_s, now):
+                return None
             fence, attempts = found.fence + 1, found.attempts + 1
             if found.attempts >= max_attempts:
                 _fail(connection, job_id, _S.FAILED, "claim", f"never finished in {found.attempts} attempts",
@@ -98,7 +113,7 @@ class Jobs:
                  reason="", next_step="")  # fmt: skip
         return Claim(
             job_id=job_id, fence=fence, lease_s=lease_s, series_uid=found.series_uid, study_uid=found.study_uid,
-            input_digest=found.input_digest, instances=found.instances, attempt=attempts,
+            input_digest=found.input_digest, instances=found.instances, attempt=attempts, model=found.wanted_model,
         )  # fmt: skip
 
     def heartbeat(self, job_id: str, fence: int, *, lease_s: float, progress: float, now: float) -> None:
@@ -139,7 +154,7 @@ class Jobs:
     ) -> None:  # fmt: skip
         """Take a job's results, which are on disk already. Saying it twice under one fence is harmless.
 
-        `destinations` names the forms that each gets first (`node.forms`).
+        `destinations` names the forms that each gets first (`node.forms`). A shadow's results are STORED, no more.
 
         Raises
         ------
@@ -150,7 +165,7 @@ class Jobs:
             if not move(connection, job_id, _S.SEGMENTED, by="worker", text=note, now=now, when=_held(job_id, fence),
                         model=model, progress=1.0, stage="delivery", reason=note, next_step=""):  # fmt: skip
                 taken = or_(
-                    job.c.state.in_([_S.SEGMENTED.value, _S.DELIVERED.value]),
+                    job.c.state.in_([_S.SEGMENTED.value, _S.DELIVERED.value, _S.STORED.value]),
                     and_(job.c.state == _S.FAILED.value, job.c.stage == "delivery"),
                 )
                 mine = (job.c.id == job_id) & (job.c.fence == fence)
@@ -160,7 +175,8 @@ class Jobs:
             connection.execute(delete(result).where(result.c.job_id == job_id))
             for item in results:
                 connection.execute(insert(result).values(**{n: getattr(item, n) for n in Result.__dataclass_fields__}))
-            add_deliveries(connection, job_id, destinations, now)
+            if not store_shadow(connection, job_id, now):
+                add_deliveries(connection, job_id, destinations, now)
 
     def give_back(
         self, job_id: str, fence: int, stage: str, reason: str, *, retry_after_s: float, max_attempts: int, now: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     Index,
@@ -14,6 +15,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
+    text,
 )
 
 metadata = MetaData()
@@ -87,9 +90,13 @@ job = Table(
     Column("last_image_at", Float, nullable=False),
     Column("purged_at", Float, nullable=False),
     Column("frame_of_reference_uid", _UID, nullable=False, server_default=""),
-    UniqueConstraint("series_uid", "revision"),
+    Column("wanted_model", String(64), nullable=False, server_default=""),
+    Column("shadow", Boolean, nullable=False, server_default=false()),
+    UniqueConstraint("series_uid", "revision", "wanted_model", name="uq_job_series_revision_model"),
     Index("ix_job_due", "state", "not_before"),
     Index("ix_job_updated_at", "updated_at"),
+    # Few jobs are shadows: of the others it says nothing, so that nobody looks for them here.
+    Index("ix_job_shadow", "purged_at", sqlite_where=text("shadow = 1"), postgresql_where=text("shadow")),
     Index("ix_job_frame_of_reference_uid", "frame_of_reference_uid"),
 )
 
@@ -184,6 +191,20 @@ worker = Table(
     Column("version", String(64), nullable=False),
     Column("device", Text, nullable=False),
     Column("model", Text, nullable=False),
+    Column("models", JSON, nullable=False, server_default="[]"),
+)
+
+# How a shadow's result stands to that of its series' own job, each as of one fence.
+comparison = Table(
+    "comparison",
+    metadata,
+    Column("job_id", String(32), primary_key=True),
+    Column("fence", Integer, nullable=False),
+    Column("own_id", String(32), nullable=False, index=True),
+    Column("own_fence", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("segments", JSON, nullable=False),
+    Column("reason", Text, nullable=False),
 )
 
 # Listed peers as last seen.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import delete, false, func, insert, or_, select, update
 
 from node.errors import NotFound
 from node.ledger.database import Database
@@ -23,28 +23,36 @@ class Views:
     _db: Database
 
     def jobs(
-        self, *, states: Iterable[JobState] | None = None, limit: int = 200, offset: int = 0, text: str = ""
-    ) -> list[Job]:
-        """Return jobs, newest first. `text`: part of a series UID, job id, description or calling AE title."""
-        query = select(*JOB_COLUMNS).order_by(job.c.created_at.desc(), job.c.id).limit(limit).offset(offset)
+        self, *, states: Iterable[JobState] | None = None, limit: int = 200, offset: int = 0, text: str = "",
+        series_uid: str = "",
+    ) -> list[Job]:  # fmt: skip
+        """Return jobs, newest first, all or those of one series.
+
+        `text`: part of a series UID, job id, description, calling AE title or model.
+        """
+        order = (job.c.created_at.desc(), job.c.shadow, job.c.id)
+        query = select(*JOB_COLUMNS).order_by(*order).limit(limit).offset(offset)
+        if series_uid:
+            query = query.where(job.c.series_uid == series_uid)
         if states is not None:
             query = query.where(job.c.state.in_([s.value for s in states]))
         if text:
-            columns = (job.c.series_uid, job.c.id, job.c.description, job.c.calling_ae)
+            columns = (job.c.series_uid, job.c.id, job.c.description, job.c.calling_ae, job.c.model, job.c.wanted_model)
             sought = text.replace("\0", "")  # PostgreSQL takes no NUL in a text
             query = query.where(or_(*(c.icontains(sought, autoescape=True) for c in columns)))
         with self._db.read() as connection:
             return [as_job(row) for row in connection.execute(query)]
 
     def newest_job(self, series_uid: str) -> str:
-        """Return the id of the newest job of a series.
+        """Return the id of the newest job of a series, which is no shadow.
 
         Raises
         ------
         NotFound
             There is none.
         """
-        query = select(job.c.id).where(job.c.series_uid == series_uid).order_by(job.c.revision.desc()).limit(1)
+        mine = (job.c.series_uid == series_uid) & (job.c.shadow == false())
+        query = select(job.c.id).where(mine).order_by(job.c.revision.desc()).limit(1)
         with self._db.read() as connection:
             found: str | None = connection.execute(query).scalar()
         if found is None:
@@ -91,7 +99,7 @@ class Views:
         columns = [worker.c[name] for name in Worker.__dataclass_fields__]
         query = select(*columns).where(worker.c.seen_at >= seen_since).order_by(worker.c.name)
         with self._db.read() as connection:
-            return [Worker(**row._mapping) for row in connection.execute(query)]
+            return [Worker(**{**row._mapping, "models": tuple(row.models)}) for row in connection.execute(query)]
 
     # -- retention
 

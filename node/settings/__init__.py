@@ -13,14 +13,15 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from node.settings.base import AE_PATTERN, AETitle, Port, Seconds, SecretUrl, Section, Secured
+from node.settings.models import MODEL_PATTERN, Model
 from node.settings.receiving import Archive, Assembly, Commitment, Listener, Peer, Selection
 from node.settings.results import Delivery, Destination, Retention, Seg
 from node.settings.working import Api, Backend, Broker, Dispatch, Ledger, Log, Web, Worker
 
 __all__ = [
-    "AE_PATTERN", "PREFIX", "AETitle", "Api", "Archive", "Assembly", "Backend", "Broker", "Commitment", "Delivery",
-    "Destination", "Dispatch", "Ledger", "Listener", "Log", "Peer", "Port", "Retention", "Seconds", "SecretUrl",
-    "Section", "Secured", "Seg", "Selection", "Settings", "Web", "Worker",
+    "AE_PATTERN", "MODEL_PATTERN", "PREFIX", "AETitle", "Api", "Archive", "Assembly", "Backend", "Broker", "Commitment",
+    "Delivery", "Destination", "Dispatch", "Ledger", "Listener", "Log", "Model", "Peer", "Port", "Retention", "Seconds",
+    "SecretUrl", "Section", "Secured", "Seg", "Selection", "Settings", "Web", "Worker",
 ]  # fmt: skip
 
 PREFIX = "PENNODE_"
@@ -49,6 +50,7 @@ class Settings(BaseSettings):
     commitment: Commitment = Commitment()
     assembly: Assembly = Assembly()
     selection: Selection = Selection()
+    models: tuple[Model, ...] = ()
     ledger: Ledger = Ledger()
     broker: Broker = Broker()
     dispatch: Dispatch = Dispatch()
@@ -60,11 +62,11 @@ class Settings(BaseSettings):
     delivery: Delivery = Delivery()
     retention: Retention = Retention()
 
-    @field_validator("archives", "destinations", "peers")
+    @field_validator("archives", "destinations", "models", "peers")
     @classmethod
     def _unique_names(
-        cls, value: tuple[Archive | Destination | Peer, ...], info: ValidationInfo
-    ) -> tuple[Archive | Destination | Peer, ...]:
+        cls, value: tuple[Archive | Destination | Model | Peer, ...], info: ValidationInfo
+    ) -> tuple[Archive | Destination | Model | Peer, ...]:
         names = [one.name for one in value]
         if len(set(names)) != len(names):
             raise ValueError(f"two {info.field_name} have the same name")

@@ -117,6 +117,10 @@ class Worker(Section):
     token_file: Path | None = Field(None, description="a file that holds the token")
     ca_file: Path | None = Field(None, description="PEM certificate authority for an https node_url")
     model: str = Field("penn-spine", description="name under trt/models, or a folder with model.onnx and manifest.json")
+    models: tuple[str, ...] = Field(
+        (), description="further models, named likewise, for series that [[models]] gives to them"
+    )
+    open_models: int = Field(2, ge=1, description="models kept open at once; the one not used for longest is closed")
     backend: Backend = Field("openvino", description="openvino, the CPU engine; tensorrt or torch, on an NVIDIA GPU")
     fallback: tuple[Backend, ...] = Field(
         (), description="backends to serve on instead where that one cannot, in this order; none: it fails"

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from pydantic import BaseModel, SecretStr
 
 from node import configuration
-from node.settings import PREFIX, Archive, Destination, Peer, Section, Settings
+from node.settings import PREFIX, Archive, Destination, Model, Peer, Section, Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLE = DEPLOY / "pennode.toml"
@@ -66,6 +66,7 @@ def test_the_example_file_lists_every_setting_and_no_other() -> None:
     assert [set(entry) for entry in values["peers"]] == [set(Peer.model_fields)]
     # An archive is asked by DICOM or by DICOMweb: no entry may have all the settings.
     assert {key for entry in values["archives"] for key in entry} == set(Archive.model_fields)
+    assert [set(entry) for entry in values["models"]] == [set(Model.model_fields)]
 
 
 def test_the_example_file_shows_the_defaults() -> None:
@@ -215,4 +216,4 @@ def test_models_of_the_settings_are_all_seen_here() -> None:
     """A new table that is no Section, or a list of tables, would slip through the tests above."""
     for name, field in Settings.model_fields.items():
         inner = [a for a in typing.get_args(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-        assert inner in ([], [Archive], [Destination], [Peer]), name
+        assert inner in ([], [Archive], [Destination], [Model], [Peer]), name

@@ -14,6 +14,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pynetdicom.dsutils import split_dataset
 
+from node.errors import NotFound
 from node.ledger import Ledger
 from node.records import RESEARCH_NOTICE, Claim, Header, Instance, JobState, Result
 
@@ -35,27 +36,47 @@ def instance(number: int = 1, series: str = SERIES, *, content: str = "", at: fl
     return Instance(**{**fields, **values}, header=Header(**header))
 
 
-def seal(ledger: Ledger, series: str = SERIES, *, wanted: bool = True, now: float = T0 + 10) -> str | None:
-    """Seal a series as it stands."""
+def seal(ledger: Ledger, series: str = SERIES, *, wanted: bool = True, now: float = T0 + 10, **models) -> str | None:
+    """Seal a series as it stands; `models` are the `model` and the `shadows` it is for."""
     seen = next(s for s in ledger.receiving() if s.series_uid == series)
     verdict, step = ("agrees", "") if wanted else ("it is a localizer", "nothing to do")
     return ledger.seal(
-        seen, ledger.series_instances(series), "complete", wanted=wanted, verdict=verdict, next_step=step, now=now
+        seen,
+        ledger.series_instances(series),
+        "complete",
+        wanted=wanted,
+        verdict=verdict,
+        next_step=step,
+        now=now,
+        **models,
     )
 
 
-def sealed(ledger: Ledger, series: str = SERIES, images: int = 3, *, wanted: bool = True, now: float = T0 + 10) -> str:
-    """Receive a series, seal it, and return its job's id."""
+def sealed(
+    ledger: Ledger, series: str = SERIES, images: int = 3, *, wanted: bool = True, now: float = T0 + 10, **models
+) -> str:
+    """Receive a series, seal it, and return its own job's id."""
     for number in range(1, images + 1):
         ledger.record(instance(number, series))
-    job = seal(ledger, series, wanted=wanted, now=now)
+    job = seal(ledger, series, wanted=wanted, now=now, **models)
     assert job is not None
     return job
 
 
-def claim(ledger: Ledger, job: str, worker: str = "w1", *, now: float = T0 + 20, lease_s: float = 60.0, cap: int = 3):
-    """Claim a job for a worker."""
-    return ledger.claim(job, worker, lease_s=lease_s, max_attempts=cap, now=now)
+def with_shadow(ledger: Ledger, series: str = SERIES, *, model: str = "own", now: float = T0 + 10) -> tuple[str, str]:
+    """Receive and seal a series that two models are for; return the ids of its own job and of its shadow."""
+    own = sealed(ledger, series, now=now, model=model, shadows=["other"])
+    (shadow,) = (one.id for one in ledger.siblings(ledger.job(own)) if one.revision == ledger.job(own).revision)
+    return own, shadow
+
+
+def claim(
+    ledger: Ledger, job: str, worker: str = "w1", *, now: float = T0 + 20, lease_s: float = 60.0, cap: int = 3, **more
+):
+    """Claim a job for a worker, which has the model that the job is for."""
+    with contextlib.suppress(NotFound):
+        more.setdefault("served", [ledger.job(job).wanted_model])
+    return ledger.claim(job, worker, lease_s=lease_s, max_attempts=cap, now=now, **more)
 
 
 def results(job: str, count: int = 1, fence: int = 1) -> list[Result]:
@@ -81,7 +102,10 @@ def finish(ledger: Ledger, held: Claim, to: tuple[str, ...] = ("pacs",), *, coun
 
 def in_state(ledger: Ledger, state: JobState, series: str = SERIES) -> str:
     """A job brought to `state` by the moves that lead there in life."""
-    job = sealed(ledger, series, wanted=state is not JobState.SKIPPED)
+    if state is JobState.STORED:
+        _, job = with_shadow(ledger, series)
+    else:
+        job = sealed(ledger, series, wanted=state is not JobState.SKIPPED)
     if state in (JobState.READY, JobState.SKIPPED):
         return job
     if state is JobState.QUEUED:

@@ -614,3 +614,69 @@ def test_a_tar_stream_is_a_tar_for_any_size(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(b"".join(tar_stream(files)))) as tar:
         assert [(m.name, m.size) for m in tar] == [(f"{size}.dcm", size) for size in sizes]
         assert all(tar.extractfile(name).read() == path.read_bytes() for name, path in files)
+
+
+# -- models
+
+
+def chosen(site: Site, model: str = "own", shadows: tuple[str, ...] = ()) -> None:
+    """Let the site's series grow, and be for a model."""
+    data = b"late"
+    path = site.spool.store_instance(SERIES, f"{SERIES}.9", (data,))
+    site.ledger.record(instance(9, sha256=hashlib.sha256(data).hexdigest(), path=path))
+    site.job = seal(site.ledger, model=model, shadows=shadows)
+
+
+def test_a_greeting_tells_all_models(site: Site) -> None:
+    said = {"worker": "w1", "version": "1", "device": "cpu", "model": "a 1.0.0", "models": ["a 1.0.0", "b 2.0.0\n"]}
+    assert site.http.post("/v1/workers", json=said).status_code == 204
+    (worker,) = site.ledger.workers(0)
+    assert worker.models == ("a 1.0.0", "b 2.0.0?")
+    assert worker.served == {"", "a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("models", "status"), [(["own"], 200), (["", "own"], 200), ([""], 409), (["other"], 409), ([], 409), (None, 409)]
+)
+def test_a_job_is_had_by_who_has_its_model(site: Site, models: list[str] | None, status: int) -> None:
+    chosen(site)
+    site.ledger.mark_queued(site.job, time.time())
+    answer = site.post("claim", worker="w1", **({} if models is None else {"models": models}))
+    assert answer.status_code == status
+    found = site.ledger.job(site.job)
+    if status == 200:
+        assert answer.json()["model"] == "own"
+    else:
+        assert answer.json()["reason"] == "the job is not to be had"
+        assert found.state is JobState.READY
+        assert found.not_before > time.time()
+
+
+@pytest.mark.parametrize("models", [["a b"], ["x" * 65], ["../x"], ["a\n"], "own", [7], ["m"] * 257])
+def test_odd_names_of_models_are_refused(site: Site, models: object) -> None:
+    answer = site.post("claim", worker="w1", models=models)
+    assert answer.status_code == 400
+    assert "models" in answer.json()["reason"]
+
+
+@pytest.mark.parametrize(
+    ("model", "status"), [("own 1.0.0", 204), ("own", 204), ("other 1.0.0", 422), ("", 422), ("owner 1.0.0", 422)]
+)
+def test_a_result_of_another_model_than_the_jobs_is_refused(site: Site, model: str, status: int) -> None:
+    chosen(site)
+    fence = int(site.post("claim", worker="w1", models=["own"]).json()["fence"])
+    assert site.put(fence, bundle(("SEG", "2.25.77", seg()), model=model)).status_code == status
+    assert site.ledger.job(site.job).state is (JobState.SEGMENTED if status == 204 else JobState.RUNNING)
+    assert bool(site.debris()) == (status == 204)
+
+
+def test_a_shadows_result_is_taken_and_addressed_to_nobody(site: Site) -> None:
+    chosen(site, "own", ("other",))
+    (shadow,) = (j for j in site.ledger.siblings(site.ledger.job(site.job)) if j.shadow)
+    site.job = shadow.id
+    fence = int(site.post("claim", worker="w1", models=["other"]).json()["fence"])
+    assert site.put(fence, bundle(("SEG", "2.25.77", seg()), model="other 1.0.0")).status_code == 204
+    assert site.put(fence, bundle(("SEG", "2.25.77", seg()), model="other 1.0.0")).status_code == 204
+    assert site.ledger.job(shadow.id).state is JobState.STORED
+    assert site.ledger.deliveries(shadow.id) == []
+    assert len(site.ledger.results(shadow.id)) == 1

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
 
-from node.broker import celery_config
+from node.broker import celery_config, queue_of
 from node.dispatch import Dispatcher, celery_publisher
 from node.errors import BrokerUnavailable, ConfigurationError
 from node.ledger import Ledger
 from node.records import JobState, Worker
 from node.settings import Broker, Dispatch, Settings
 from tests import peers
-from tests.node.making import T0, claim, in_state, sealed
+from tests.node.making import T0, claim, in_state, sealed, with_shadow
 
 
 class Site:
@@ -27,14 +28,16 @@ class Site:
     def __init__(self, ledger: Ledger, **rules) -> None:
         self.ledger = ledger
         self.published: list[str] = []
+        self.models: list[str] = []
         self.now = T0 + 100
         self.broken_after = 10**9
         self.dispatcher = Dispatcher(ledger, Dispatch(**rules), self.publish, clock=lambda: self.now)
 
-    def publish(self, job: str) -> None:
+    def publish(self, job: str, model: str) -> None:
         if len(self.published) >= self.broken_after:
             raise BrokerUnavailable("gone")
         self.published.append(job)
+        self.models.append(model)
 
     def tick(self, seconds: float = 0.0) -> list[str]:
         """One round after so many seconds; return what it published."""
@@ -77,7 +80,7 @@ def test_live_workers_widen_the_window_and_silent_ones_do_not(ledger: Ledger) ->
 def test_publishing_comes_before_the_mark(ledger: Ledger) -> None:
     site, jobs = Site(ledger), many(ledger, 3)
     seen: list[JobState] = []
-    site.dispatcher = Dispatcher(ledger, Dispatch(), lambda job: seen.append(ledger.job(job).state))
+    site.dispatcher = Dispatcher(ledger, Dispatch(), lambda job, _model: seen.append(ledger.job(job).state))
     site.dispatcher.tick(site.now)
     assert seen == [JobState.READY] * 3
     assert len(jobs) == 3
@@ -173,7 +176,7 @@ def test_the_embedded_brokers_folder_vanishing_is_unavailable(tmp_path: Path) ->
     (tmp_path / "broker" / "queue").rmdir()
     (tmp_path / "broker" / "queue").write_text("")
     with pytest.raises(BrokerUnavailable, match="the embedded broker does not take messages"):
-        publish("0" * 32)
+        publish("0" * 32, "")
 
 
 def test_redis_holds_the_hint_and_is_unavailable_when_frozen_or_gone(ledger: Ledger, tmp_path: Path) -> None:
@@ -189,13 +192,114 @@ def test_redis_holds_the_hint_and_is_unavailable_when_frozen_or_gone(ledger: Led
         try:
             began = time.monotonic()
             with pytest.raises(BrokerUnavailable, match="does not take messages"):
-                publish(job)
+                publish(job, "")
             assert time.monotonic() - began < 40
         finally:
             process.send_signal(signal.SIGCONT)
-        publish(job)
+        publish(job, "")
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable) as caught:
-        publish(job)
+        publish(job, "")
     assert time.monotonic() - began < 10
     assert caught.value.next_step == "jobs wait here until it does"
+
+
+# -- models and shadows
+
+
+def greet(ledger: Ledger, *models: str, name: str = "w", at: float = T0 + 10**6) -> None:
+    """Have a worker be alive that has these models."""
+    ledger.worker_seen(Worker(name, at, "", "", models[0], tuple(f"{model} 1.0.0" for model in models)))
+
+
+def test_a_job_goes_into_the_queue_of_its_model(ledger: Ledger) -> None:
+    site = Site(ledger)
+    greet(ledger, "a", "b")
+    jobs = [sealed(ledger, f"1.2.{n}", now=T0 + n, model=model) for n, model in enumerate(["b", "", "a"])]
+    assert site.tick() == jobs
+    assert site.models == ["b", "", "a"]
+
+
+def test_a_job_whose_model_no_living_worker_has_waits_visibly_and_holds_up_nothing(ledger: Ledger) -> None:
+    site = Site(ledger, window=2)
+    lost = [sealed(ledger, f"1.2.{n}", now=T0 + n, model="lost") for n in range(5)]
+    plain = sealed(ledger, "1.3", now=T0 + 9)
+    greet(ledger, "a")
+    assert site.tick() == [plain]
+    assert site.dispatcher.absent == {"lost": 5}
+    found = ledger.job(lost[0])
+    assert (found.state, found.reason) == (JobState.READY, "no living worker has the model lost")
+    assert "worker.models" in found.next_step
+    for _ in range(5):
+        assert site.tick(10) == []
+    assert len(ledger.journal(lost[0])) == len(ledger.journal(plain)) - 1, "nothing is written while nothing changes"
+    greet(ledger, "lost", name="late")
+    assert site.tick(1) == lost
+    assert site.dispatcher.absent == {}
+
+
+def test_a_job_whose_model_has_gone_with_its_worker_is_offered_as_soon_as_another_has_it(ledger: Ledger) -> None:
+    site, job = Site(ledger), sealed(ledger, model="a")
+    greet(ledger, "a", at=site.now)
+    assert site.tick() == [job]
+    assert site.tick(60) == []
+    assert ledger.job(job).state is JobState.READY
+    greet(ledger, "a", name="next", at=site.now)
+    assert site.tick(1) == [job]
+    assert ledger.job(job).state is JobState.QUEUED
+
+
+def test_shadows_are_offered_only_while_nothing_else_waits(ledger: Ledger) -> None:
+    site = Site(ledger)
+    greet(ledger, "own", "other")
+    pairs = [with_shadow(ledger, f"1.2.{n}", now=T0 + n) for n in range(3)]
+    owns, shadows = [p[0] for p in pairs], [p[1] for p in pairs]
+    assert site.tick() == owns
+    assert site.tick(1) == []
+    for own in owns:
+        claim(ledger, own, now=site.now)
+    assert site.tick(1) == shadows[:1], "not more than the workers could begin"
+    assert site.tick(1) == []
+    late = sealed(ledger, "1.9", now=site.now, model="own")
+    assert site.tick(1) == [late]
+    # The shadow's message is there first, and still the other job goes before it.
+    assert claim(ledger, shadows[0], now=site.now, served=["", "own", "other"]) is None
+    assert claim(ledger, late, now=site.now, served=["", "own", "other"])
+    assert site.tick(1) == shadows[:1]
+
+
+def test_a_shadow_whose_model_nobody_has_is_no_alarm(ledger: Ledger) -> None:
+    site = Site(ledger)
+    own, shadow = with_shadow(ledger)
+    greet(ledger, "own")
+    assert site.tick() == [own]
+    assert site.dispatcher.absent == {}
+    assert ledger.job(shadow).reason == "no living worker has the model other"
+
+
+def test_own_jobs_that_no_worker_can_take_do_not_hold_up_shadows(ledger: Ledger) -> None:
+    site = Site(ledger)
+    _, shadow = with_shadow(ledger)
+    greet(ledger, "other")
+    assert site.tick() == [shadow]
+
+
+def test_no_two_models_share_a_queue() -> None:
+    names = ["a", "a.b", "a_b", "a_pb", "a-b", "a__b", "segment", "a.segment"]
+    queues = [queue_of("segment", name) for name in ("", *names)]
+    assert len(set(queues)) == len(queues)
+    assert all("." not in queue for queue in queues)
+
+
+def test_the_embedded_broker_keeps_the_queues_of_models_apart(ledger: Ledger, tmp_path: Path) -> None:
+    publish = celery_publisher(settings(tmp_path))
+    jobs = {model: letter * 32 for model, letter in (("", "a"), ("penn-spine", "b"), ("x.segment", "c"))}
+    for model, job in jobs.items():
+        publish(job, model)
+    app = Celery("reader", set_as_current=False)
+    app.conf.update(celery_config(settings(tmp_path)))
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        for model, job in jobs.items():
+            message = channel.basic_get(queue_of("segment", model), no_ack=True)
+            assert message.decode()[0] == [job]
+            assert channel.basic_get(queue_of("segment", model), no_ack=True) is None

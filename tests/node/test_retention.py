@@ -28,7 +28,7 @@ def fill(ledger: Ledger, spool: Spool, series: str, state: JobState, size: int =
         path = spool.path(member.path)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(size))
-    if state in (JobState.SEGMENTED, JobState.DELIVERED):
+    if state in (JobState.SEGMENTED, JobState.DELIVERED, JobState.STORED):
         result = spool.root / "results" / job / "1" / "2.25.1.dcm"
         result.parent.mkdir(parents=True)
         result.write_bytes(b"result")
@@ -48,8 +48,9 @@ def test_finished_jobs_leave_by_age_and_unfinished_ones_never(ledger: Ledger, sp
     assert left(spool) == everything
     caretaker.tick(T0 + 15 * DAY)
     kept = {f"1.2.{n}" for n, state in enumerate(JobState) if state not in FINISHED}
-    # The superseded job's series has a newer one, which is READY and needs the images.
-    kept |= {f"1.2.{list(JobState).index(JobState.SUPERSEDED)}", jobs[JobState.SEGMENTED]}
+    # The superseded job's series has a newer one, the stored shadow's its own: they are READY and need the images.
+    kept |= {f"1.2.{list(JobState).index(state)}" for state in (JobState.SUPERSEDED, JobState.STORED)}
+    kept |= {jobs[JobState.SEGMENTED]}
     assert left(spool) == kept
     for state, job in jobs.items():
         assert ledger.job(job).state is state

@@ -7,7 +7,7 @@ from pydicom import uid
 
 from node.records import Instance
 from node.selection import plane_of, select_series
-from node.settings import Selection
+from node.settings import Model, Selection
 from tests.node.making import instance
 
 SAGITTAL, CORONAL, AXIAL = (0, 1, 0, 0, 0, -1), (1, 0, 0, 0, 0, -1), (1, 0, 0, 0, 1, 0)
@@ -113,3 +113,84 @@ def test_mixed_planes_are_left_to_the_worker() -> None:
 )
 def test_planes(orientation: tuple[float, ...], plane: str) -> None:
     assert plane_of(orientation) == plane
+
+
+# -- models
+
+
+SAG, AX, SHADOW = Model(name="sag", orientations=("sagittal",)), Model(name="ax"), Model(name="new", shadow=True)
+ANY = Selection(orientations=(), body_parts=(), description_patterns=())
+
+
+def test_without_models_a_series_goes_to_the_workers_default() -> None:
+    verdict = select_series(series(), Selection())
+    assert (verdict.wanted, verdict.model, verdict.shadows) == (True, "", ())
+
+
+def test_the_first_model_that_is_no_shadow_and_agrees_takes_the_series() -> None:
+    models = [SHADOW, SAG, AX]
+    assert select_series(series(), ANY, models).model == "sag"
+    assert select_series(series(orientation=AXIAL), ANY, models).model == "ax"
+    assert select_series(series(), ANY, models[::-1]).model == "ax"
+
+
+@pytest.mark.parametrize(
+    ("rules", "agrees", "disagrees", "says"),
+    [
+        ({"body_parts": ["*SPINE*"]}, {"body_part": "cspine"}, {"body_part": "PELVIS"}, "body part is PELVIS"),
+        ({"body_parts": ["*SPINE*"]}, {}, {"body_part": ""}, "no body part is given"),
+        ({"description_patterns": ["*stir*"]}, {"series_description": "T2 STIR"}, {}, "no description matches"),
+        (
+            {"description_patterns": ["*stir*"]},
+            {"protocol_name": "STIR"},
+            {"body_part": "STIR"},
+            "no description matches",
+        ),
+        (
+            {"exclude_patterns": ["*dixon*"]},
+            {},
+            {"series_description": "t2 DIXON"},
+            "the series description is excluded",
+        ),
+        ({"sequence_names": ["*se2d*"]}, {"sequence_name": "*SE2D1"}, {"sequence_name": "tfl"}, "sequence name is tfl"),
+        ({"sequence_names": ["*se2d*"]}, {"sequence_name": "se2d"}, {}, "no sequence name is given"),
+        ({"orientations": ["axial"]}, {"orientation": AXIAL}, {}, "slices are sagittal"),
+        ({"orientations": ["axial"]}, {"orientation": ()}, {"orientation": CORONAL}, "slices are coronal"),
+        ({"contrast": "required"}, {"contrast_agent": "Gd"}, {}, "no contrast agent is given"),
+        ({"contrast": "absent"}, {}, {"contrast_agent": "Gd"}, "a contrast agent is given"),
+        ({"min_slices": 16}, {"number_of_frames": 2}, {}, "15 slices"),
+        ({"max_slices": 15}, {}, {"number_of_frames": 2}, "30 slices"),
+    ],
+)
+def test_each_rule_of_a_model(rules: dict[str, object], agrees: dict, disagrees: dict, says: str) -> None:
+    models = [Model(name="m", **rules)]  # type: ignore[arg-type]
+    verdict = select_series(series(**agrees), ANY, models)
+    assert (verdict.wanted, verdict.model) == (True, "m")
+    assert "model m" in verdict.reason
+    verdict = select_series(series(**disagrees), ANY, models)
+    assert (verdict.wanted, verdict.model) == (False, "")
+    assert verdict.reason == f"no model is for this series (m: {says})"
+    assert "[[models]]" in verdict.next_step
+
+
+def test_every_shadow_that_agrees_runs_beside_whether_or_not_the_series_has_a_model() -> None:
+    shadows = [SHADOW, Model(name="a", shadow=True, orientations=("axial",))]
+    assert select_series(series(), ANY, [AX, *shadows]).shadows == ("new",)
+    verdict = select_series(series(orientation=AXIAL), ANY, [SAG, *shadows])
+    assert (verdict.wanted, verdict.model, verdict.shadows) == (False, "", ("new", "a"))
+    assert verdict.reason == "no model is for this series (sag: slices are axial)"
+
+
+def test_where_only_shadows_are_listed_the_workers_default_serves() -> None:
+    verdict = select_series(series(), ANY, [SHADOW])
+    assert (verdict.wanted, verdict.model, verdict.shadows) == (True, "", ("new",))
+
+
+def test_what_selection_does_not_want_has_no_shadow_but_keeps_its_model_for_a_retry() -> None:
+    verdict = select_series(series(3), ANY, [AX, SHADOW])
+    assert (verdict.wanted, verdict.model, verdict.shadows) == (False, "ax", ())
+    assert "3 slices" in verdict.reason
+
+
+def test_mixed_planes_are_no_choice_of_a_model_either() -> None:
+    assert select_series([*series(8), *series(8, orientation=AXIAL)], ANY, [SAG, AX]).model == "sag"

@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 
 from node import signin
+from node.agreement import Agreement, Comparison
 from node.callers import Caller
 from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
@@ -615,3 +616,97 @@ def test_the_page_says_what_is_known_of_a_delivery_and_asks_on_request(site: Sit
     assert "read back and found different: 3 of 9 voxels" in page
     assert '<span class="tag bad">FAILED</span>' in page
     assert "find out what changes objects there, then retry" in page
+
+
+# -- several jobs of one series
+
+
+def compared(site: Site) -> tuple[str, str]:
+    """A series with a result of its own and one of a shadow, both compared."""
+    uid = site.series(1, seal=False)
+    seen = site.ledger.receiving()[0]
+    own = site.ledger.seal(
+        seen, site.ledger.series_instances(uid), "complete", wanted=True, verdict="spine", next_step="", now=T0,
+        model="penn-spine", shadows=["penn-new"],
+    )  # fmt: skip
+    assert own
+    (shadow,) = site.ledger.siblings(site.ledger.job(own))
+    for job, model, sop in ((own, "penn-spine", "2.25.1"), (shadow.id, "penn-new", "2.25.2")):
+        held = site.ledger.claim(job, "w", lease_s=60, max_attempts=3, now=T0, served=[model])
+        assert held
+        result = Result(sop, "1.2.840.10008.5.1.4.1.1.66.4", job, f"results/{sop}", 1, "0")
+        to = {"PACS": ["SEG"]}
+        site.ledger.finish(job, held.fence, [result], to, model=f"{model} 1.0.0", note="n", now=T0)
+    return own, shadow.id
+
+
+def test_a_shadow_is_shown_as_such_with_its_figures(site: Site) -> None:
+    own, shadow = compared(site)
+    with site.signed_in() as client:
+        assert "not compared yet" in client.get(f"/jobs/{shadow}").text
+        told = client.get(f"/api/jobs/{shadow}", headers=BEARER).json()
+        assert told["comparisons"] == []
+        assert told["not_compared"].startswith("not compared yet")
+        segment = Agreement(HOSTILE, "51282000", "SCT", "Vertebra", 0.8768, 12.4, 11.5)
+        site.ledger.note_comparison(Comparison(shadow, 1, own, 1, T0, (segment,)))
+        for job, other in ((own, shadow), (shadow, own)):
+            page = client.get(f"/jobs/{job}").text
+            assert "0.877" in page
+            assert "12.40 ml" in page
+            assert "11.50 ml" in page
+            assert f'href="/jobs/{other}"' in page
+            assert "<script>alert" not in page
+            assert "penn-new 1.0.0" in page
+            told = client.get(f"/api/jobs/{job}", headers=BEARER).json()
+            assert told["comparisons"][0]["segments"][0]["dice"] == 0.8768
+            assert [s["id"] for s in told["siblings"]] == [other]
+        page = client.get(f"/jobs/{shadow}").text
+        assert "Nothing is sent: this job is a shadow." in page
+        assert "PACS" not in page
+        assert "Retry" not in page
+        assert "STORED" in client.get("/").text
+        assert "shadow" in client.get("/?state=STORED").text
+
+
+def test_a_comparison_without_figures_says_why(site: Site) -> None:
+    own, shadow = compared(site)
+    site.ledger.note_comparison(Comparison(shadow, 1, own, 1, T0, (), "the two results lie on different grids"))
+    with site.signed_in() as client:
+        for job in (own, shadow):
+            page = client.get(f"/jobs/{job}").text
+            assert "no figures" in page
+            assert "the two results lie on different grids" in page
+
+
+def test_jobs_of_one_series_or_model_are_found(site: Site) -> None:
+    own, shadow = compared(site)
+    other = site.series(2)
+    with site.signed_in() as client:
+        listed = client.get("/api/jobs", params={"series": "1.2.1"}, headers=BEARER).json()["jobs"]
+        assert {j["id"] for j in listed} == {own, shadow}
+        assert [j["shadow"] for j in listed] == [False, True]
+        assert client.get("/api/jobs", params={"series": "1.2"}, headers=BEARER).json()["jobs"] == []
+        page = client.get("/?q=penn-new").text
+        assert shadow in page
+        assert own not in page
+        assert other not in page
+
+
+def test_workers_are_shown_with_all_their_models(site: Site) -> None:
+    site.ledger.worker_seen(Worker("cpu-1", T0, "0.1", "CPU", "a 1.0.0", ("a 1.0.0", "b 2.0.0")))
+    with site.signed_in() as client:
+        assert "a 1.0.0, b 2.0.0" in client.get("/").text
+
+
+def test_a_job_that_waits_for_a_model_says_what_to_do(site: Site) -> None:
+    uid = site.series(1, seal=False)
+    seen = site.ledger.receiving()[0]
+    site.ledger.seal(
+        seen, site.ledger.series_instances(uid), "complete", wanted=True, verdict="spine", next_step="", now=T0,
+        model="typo",
+    )  # fmt: skip
+    assert site.ledger.note_unserved({""}, T0) == {"typo": 1}
+    with site.signed_in() as client:
+        page = client.get("/").text
+    assert "no living worker has the model typo" in page
+    assert "worker.models" in page

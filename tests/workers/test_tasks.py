@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,18 +11,22 @@ import pytest
 
 from node.errors import DeviceLost, EngineFailure, InvalidInstance, OutOfDisk, PennodeError, Unsuitable
 from node.records import input_digest
+from workers.benches import Bench, Benches
 from workers.frames import read_identity
 from workers.series import write_phantom
-from workers.tasks import Bench, run
+from workers.tasks import run
 
 
 class Node:
     """The worker API as far as one failing job needs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = "") -> None:
+        self.model = model
         self.told: list[tuple[Any, ...]] = []
+        self.asked: list[tuple[str, ...]] = []
 
-    def claim(self, job_id: str, _name: str) -> Any:
+    def claim(self, job_id: str, _name: str, models: Sequence[str]) -> Any:
+        self.asked.append(tuple(models))
         return SimpleNamespace(
             job_id=job_id,
             series_uid="1.2",
@@ -30,6 +35,7 @@ class Node:
             lease_s=60.0,
             heartbeat_s=60.0,
             forms=("SEG",),
+            model=self.model,
         )
 
     def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
@@ -45,14 +51,22 @@ class Node:
         self.told.append((claim.job_id, kind, *words))
 
 
-def test_a_lost_gpu_gives_the_job_back_and_ends_the_process() -> None:
-    def lost(*_: Any) -> Any:
-        raise DeviceLost("the GPU failed: CUDA error", "see nvidia-smi")
+def failing(error: PennodeError) -> Callable[[], Benches]:
+    """A worker whose one model raises this error."""
 
+    def fails(*_: Any) -> Any:
+        raise error
+
+    benches = Benches({"model": lambda: Bench(fails, "model 1.0.0")}, 1)
+    return lambda: benches
+
+
+def test_a_lost_gpu_gives_the_job_back_and_ends_the_process() -> None:
     node = Node()
     with pytest.raises(SystemExit):
-        run("7", lambda: Bench(lost, "model 1.0.0"), node, "worker")  # type: ignore[arg-type]
+        run("7", failing(DeviceLost("the GPU failed: CUDA error", "see nvidia-smi")), node, "worker")  # type: ignore[arg-type]
     assert node.told == [("7", "retryable", "segment", "the GPU failed: CUDA error", "see nvidia-smi")]
+    assert node.asked == [("", "model")]
 
 
 @pytest.mark.parametrize(
@@ -67,24 +81,43 @@ def test_a_lost_gpu_gives_the_job_back_and_ends_the_process() -> None:
 )
 def test_what_a_series_ends_in_is_told_once_and_nothing_is_sent(error: PennodeError, kind: str) -> None:
     """The stand-in has no `send_result`: to call it would end the job otherwise."""
-
-    def fails(*_: Any) -> Any:
-        raise error
-
     node = Node()
-    run("7", lambda: Bench(fails, "model 1.0.0"), node, "worker")  # type: ignore[arg-type]
+    run("7", failing(error), node, "worker")  # type: ignore[arg-type]
     assert node.told == [("7", kind, "segment", error.reason, error.next_step)]
 
 
-def test_an_engine_that_cannot_be_opened_leaves_the_job_to_others() -> None:
-    def no_bench() -> Bench:
-        raise EngineFailure("no NVIDIA driver on this machine", "see worker.backend and worker.precision")
+def no_driver() -> Bench:
+    raise EngineFailure("no NVIDIA driver on this machine", "see worker.backend and worker.precision")
 
+
+def test_an_engine_that_cannot_be_opened_leaves_the_job_to_others() -> None:
     class Untouched(Node):
         def claim(self, *_: Any) -> Any:
             raise AssertionError
 
-    run("7", no_bench, Untouched(), "worker")  # type: ignore[arg-type]
+    benches = Benches({"model": no_driver}, 1)
+    run("7", lambda: benches, Untouched(), "worker")  # type: ignore[arg-type]
+
+
+def test_a_model_that_cannot_be_opened_gives_its_job_back_and_is_not_asked_for_again_for_a_while() -> None:
+    now = [100.0]
+    openers = {"good": lambda: Bench(lambda *_: None, "good 1.0.0"), "bad": no_driver}  # type: ignore[arg-type,return-value]
+    benches = Benches(openers, 2, lambda: now[0])
+    node = Node("bad")
+    for _ in range(2):
+        run("7", lambda: benches, node, "worker")  # type: ignore[arg-type]
+    now[0] += 61
+    run("7", lambda: benches, node, "worker")  # type: ignore[arg-type]
+    assert node.asked == [("", "good", "bad"), ("", "good"), ("", "good", "bad")]
+    told = ("7", "retryable", "segment", "the model bad cannot be opened here: no NVIDIA driver on this machine")
+    assert [said[:4] for said in node.told] == [told] * 3
+
+
+def test_a_worker_without_the_model_of_a_claim_gives_it_back() -> None:
+    benches = Benches({"good": lambda: Bench(lambda *_: None, "good 1.0.0")}, 1)  # type: ignore[arg-type,return-value]
+    node = Node("unknown")
+    run("7", lambda: benches, node, "worker")  # type: ignore[arg-type]
+    assert node.told[0][1:4] == ("retryable", "segment", "this worker has no model unknown")
 
 
 def test_images_that_are_not_those_of_the_job_give_it_back_and_are_not_segmented(tmp_path: Path) -> None:
@@ -98,21 +131,21 @@ def test_images_that_are_not_those_of_the_job_give_it_back_and_are_not_segmented
         raise Unsuitable("no spine", "")
 
     class Changed(Node):
-        def claim(self, job_id: str, name: str) -> Any:
-            return SimpleNamespace(**{**vars(super().claim(job_id, name)), "input_digest": digest})
+        def claim(self, job_id: str, name: str, models: Sequence[str]) -> Any:
+            return SimpleNamespace(**{**vars(super().claim(job_id, name, models)), "input_digest": digest})
 
         def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
             return paths
 
     node = Changed()
-    run("7", lambda: Bench(segment, "model 1.0.0"), node, "worker")  # type: ignore[arg-type]
+    run("7", lambda: Benches({"model": lambda: Bench(segment, "model 1.0.0")}, 1), node, "worker")  # type: ignore[arg-type]
     assert node.told == [("7", "rejected", "segment", "no spine", "")]
     assert len(segmented) == 3
 
     data = bytearray(paths[1].read_bytes())
     data[-7] ^= 1  # a pixel
     paths[1].write_bytes(data)
-    run("8", lambda: Bench(segment, "model 1.0.0"), node, "worker")  # type: ignore[arg-type]
+    run("8", lambda: Benches({"model": lambda: Bench(segment, "model 1.0.0")}, 1), node, "worker")  # type: ignore[arg-type]
     assert node.told[1][:3] == ("8", "retryable", "segment")
     assert "not those that the job was made for" in node.told[1][3]
     assert len(segmented) == 3, "the network was not asked"
