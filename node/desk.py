@@ -16,7 +16,7 @@ from rich.text import Text
 
 from node.configuration import load
 from node.errors import ConfigurationError, PeerUnavailable
-from node.records import Delivery, DeliveryState, Job, JobState, Proof, Wanted, is_uid
+from node.records import Delivery, DeliveryState, Job, JobState, Proof, Wanted, is_uid, known_at
 
 if TYPE_CHECKING:
     from node.evidence import Weighing
@@ -78,13 +78,16 @@ def jobs_show(
         return
     job = ledger.job(ledger.newest_job(job_id) if is_uid(job_id) else job_id)
     journal, deliveries = ledger.journal(job.id), ledger.deliveries(job.id)
-    more = {"journal": [vars(e) for e in journal], "deliveries": [vars(d) for d in deliveries]}
+    more: dict[str, Any] = {"journal": [vars(e) for e in journal], "deliveries": [vars(d) for d in deliveries]}
+    more["held_at"] = held_at = known_at(deliveries)
     _say_facts(job.to_json(), ledger.weighings_of(job), more, as_json)
     if as_json:
         return
     for entry in journal:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
         typer.echo(f"{stamp}  {entry.subject:9} {entry.before or '-':10} -> {entry.after:10} {entry.by}: {entry.text}")
+    if held_at is not None:
+        typer.echo(f"every destination holds the results; last known {_ago(time.time() - held_at)} ago")
     for item in deliveries:
         typer.echo(f"to {item.destination}: {item.state} after {item.attempts} attempt(s) {item.reason}")
         typer.echo(f"   {proof_of(item)}")

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from node.errors import NotFound
 from node.ledger import Ledger
 from node.peers import Listing, Peers
-from node.records import Job, JobState, Wanted
+from node.records import Job, JobState, Wanted, known_at
 from node.signin import Door
 
 
@@ -59,11 +59,13 @@ class JsonSite:
         self._authorised(request)
         job = self._ledger.job(job_id_of(request))
         # Where the spool lies is nobody's business outside the node.
-        deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} for d in self._ledger.deliveries(job.id)]
+        found = self._ledger.deliveries(job.id)
+        deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} for d in found]
         journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
         weighings = [w.to_json() for w in self._ledger.weighings_of(job)]
         body = {"job": job.to_json(), "journal": journal, "deliveries": deliveries, "weighings": weighings}
-        return JSONResponse(body)
+        # Since when every destination is known to hold all of it; null: it is not known.
+        return JSONResponse(body | {"held_at": known_at(found)})
 
     def services(self, request: Request) -> Response:
         """Answer storage commitment requests and performed procedure steps, newest first, at most ``limit`` of each."""
