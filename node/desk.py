@@ -18,7 +18,7 @@ from node.configuration import load
 from node.errors import ConfigurationError, NotFound, PeerUnavailable
 from node.forms import in_words
 from node.logs import printable
-from node.records import Delivery, DeliveryState, Job, JobState, Proof, Wanted, is_uid
+from node.records import Delivery, DeliveryState, Job, JobState, Proof, Wanted, is_uid, known_at
 
 if TYPE_CHECKING:
     from node.agreement import Comparison
@@ -88,18 +88,21 @@ def jobs_show(
         return
     job = ledger.job(ledger.newest_job(job_id) if is_uid(job_id) else job_id)
     journal, deliveries = ledger.journal(job.id), ledger.deliveries(job.id)
-    more = {
+    more: dict[str, Any] = {
         "journal": [vars(e) for e in journal],
         "deliveries": [vars(d) | {"what": in_words(d.form)} for d in deliveries],
     }
     models = models_of(ledger, job)
     more |= models
+    more["held_at"] = held_at = known_at(deliveries)
     _say_facts(job.to_json(), ledger.weighings_of(job), more, as_json)
     if as_json:
         return
     for entry in journal:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
         typer.echo(f"{stamp}  {entry.subject:9} {entry.before or '-':10} -> {entry.after:10} {entry.by}: {entry.text}")
+    if held_at is not None:
+        typer.echo(f"every destination holds the results; last known {_ago(time.time() - held_at)} ago")
     for item in deliveries:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.updated_at))
         typer.echo(

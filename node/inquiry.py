@@ -113,7 +113,10 @@ def inquire(peer: Address, timeout_s: float, report: Callable[[Operation], Outco
     reported = threading.Event()
 
     def on_report(event: Any) -> tuple[Dataset, None]:
-        request = event.request
+        request, answer = event.request, Dataset()
+        if request.AffectedSOPClassUID != SOP_CLASS_UID:
+            answer.Status = statuses.UNRECOGNISED_OPERATION
+            return answer, None
         encoded = request.EventInformation
         outcome = report(
             Operation(
@@ -124,7 +127,6 @@ def inquire(peer: Address, timeout_s: float, report: Callable[[Operation], Outco
             )
         )  # fmt: skip
         reported.set()
-        answer = Dataset()
         answer.Status = outcome.status
         if outcome.comment:
             answer.ErrorComment = outcome.comment

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -304,6 +304,13 @@ class Delivery:
     def is_held(self) -> bool:
         """Whether it is known that the destination holds the object."""
         return self.state is DeliveryState.COMMITTED
+
+
+def known_at(deliveries: Sequence[Delivery]) -> float | None:
+    """Return since when it is known that every destination holds all results of a job; None: it is not."""
+    counting = [d for d in deliveries if d.state not in (DeliveryState.REPLACED, DeliveryState.CANCELLED)]
+    held = bool(counting) and all(d.is_held for d in counting)
+    return min(d.proved_at for d in counting) if held else None
 
 
 @dataclass(frozen=True)

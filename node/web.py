@@ -25,7 +25,7 @@ from node.display import states_of, templates, verbs, views
 from node.errors import InvalidRequest, NotFound, PennodeError, Permanent
 from node.ledger import Ledger
 from node.peers import Peers
-from node.records import WORKER_SILENT_S, JobState
+from node.records import WORKER_SILENT_S, JobState, known_at
 from node.settings import Listener
 from node.signin import Door, Guard, Session, form, own_page, security_headers
 from node.webfetch import FetchSite, Orders
@@ -189,13 +189,15 @@ class _Site:
         """Show everything known about one job."""
         session = self._signed_in(request)
         job = self._ledger.job(job_id_of(request))
+        deliveries = self._ledger.deliveries(job.id)
         return self._page(
             request,
             "job.html",
             session=session,
             job=job,
             journal=self._ledger.journal(job.id),
-            deliveries=self._ledger.deliveries(job.id),
+            deliveries=deliveries,
+            held_at=known_at(deliveries),
             weighings=self._ledger.weighings_of(job),
             verbs=verbs(job),
             fetched=self._ledger.announcement(job.series_uid),

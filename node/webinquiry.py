@@ -137,8 +137,10 @@ class WebInquiry:
     @contextlib.contextmanager
     def _get(self, path: str, accept: str) -> Iterator[httpx.Response]:
         service = self._service
+        where, name = f"{service.url.rstrip('/')}{path}", service.security.tls_server_name
+        named = {"sni_hostname": name} if name else {}
         try:
-            with self._client.stream("GET", f"{service.url.rstrip('/')}{path}", headers={"Accept": accept}) as answer:
+            with self._client.stream("GET", where, headers={"Accept": accept}, extensions=named) as answer:
                 code = answer.status_code
                 if code in (401, 403):
                     raise PeerRefused(f"{service} does not let us in (HTTP {code})", "check its token")
@@ -169,7 +171,7 @@ def web_inquiry(service: WebService, timeout_s: float) -> Iterator[WebInquiry]:
     context: Any = client_context(service.security)
     with httpx.Client(
         headers=headers, timeout=timeout_s, trust_env=False, follow_redirects=False, proxy=service.proxy or None,
-        verify=context if context is not None else False,
+        verify=context or True,
     ) as client:  # fmt: skip
         yield WebInquiry(service, client)
 

@@ -16,7 +16,7 @@ from node.errors import NotFound
 from node.forms import in_words
 from node.ledger import Ledger
 from node.peers import Listing, Peers
-from node.records import Job, JobState, Wanted
+from node.records import Job, JobState, Wanted, known_at
 from node.signin import Door
 
 _SIBLING = ("id", "revision", "state", "model", "wanted_model", "shadow", "created_at")
@@ -66,15 +66,17 @@ class JsonSite:
         self.authorise(request)
         job = self._ledger.job(job_id_of(request))
         # Where the spool lies is nobody's business outside the node.
-        deliveries = [
-            {k: v for k, v in asdict(d).items() if k != "path"} | {"what": in_words(d.form)}
-            for d in self._ledger.deliveries(job.id)
-        ]
+        found = self._ledger.deliveries(job.id)
+        deliveries = [{k: v for k, v in asdict(d).items() if k != "path"} | {"what": in_words(d.form)} for d in found]
         journal = [asdict(entry) for entry in self._ledger.journal(job.id)]
         weighings = [w.to_json() for w in self._ledger.weighings_of(job)]
         fetched = self._ledger.announcement(job.series_uid)
-        body = {"job": job.to_json(), "journal": journal, "deliveries": deliveries, "weighings": weighings}
-        return JSONResponse(body | {"fetched": asdict(fetched) if fetched else None} | models_of(self._ledger, job))
+        body: dict[str, Any] = {"job": job.to_json(), "journal": journal, "deliveries": deliveries}
+        body["weighings"] = weighings
+        body["fetched"] = asdict(fetched) if fetched else None
+        # Since when every destination is known to hold all of it; null: it is not known.
+        body["held_at"] = known_at(found)
+        return JSONResponse(body | models_of(self._ledger, job))
 
     def services(self, request: Request) -> Response:
         """Answer storage commitment requests and performed procedure steps, newest first, at most ``limit`` of each."""

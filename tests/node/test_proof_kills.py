@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import time
 import urllib.error
@@ -199,6 +200,7 @@ def test_the_command_line_asks_the_running_node(tmp_path: Path) -> None:
         assert (code, told["read_back"], told["proof"]) == (0, "read back and found equal", "reading it back")
         shown = harness.pennode("jobs", "show", job.id, environment=site.environment).stdout
         assert "holds the object, known by reading it back at" in shown
+        assert "every destination holds the results; last known 0 s ago" in re.sub(r"\d+ s ago", "0 s ago", shown)
         assert "proof     -          -> ASKED" in shown
         lose(pacs, "2.25.7")
         code, said = prove()

@@ -605,6 +605,13 @@ def test_the_page_says_what_is_known_of_a_delivery_and_asks_on_request(site: Sit
             "VNA": ("SENT", "", "read-back"),
             "OLD": ("SENT", "none", "read-back"),
         }
+        assert client.get(f"/api/jobs/{job}", headers=BEARER).json()["held_at"] is None
+        assert "Every destination holds" not in page
+        for name in ("VNA", "OLD"):
+            site.ledger.proved(items[name].id, Proof.FIND, rules, T0 - 2)
+        assert client.get(f"/api/jobs/{job}", headers=BEARER).json()["held_at"] == T0 - 5
+        shown = "Every destination holds the results; last known"
+        assert re.search(f"{shown} <time [^>]*>5 s</time> ago", client.get(f"/jobs/{job}").text)
         other = site.series(2)
         refused = client.post(f"/api/jobs/{other}/prove", headers=BEARER)
         assert refused.status_code == 409
