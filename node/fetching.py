@@ -198,14 +198,13 @@ class Fetcher:
         if ended.refusal:  # then a peer may say, with 0xA702, that it could not send: ours is the better reason
             return f"{failed or 'some'} images were not taken here: {ended.refusal}", "mend that, and fetch again"
         reason, step = explain(ended.status, self._listener.ae_title)
+        step = step or f"look into the log of {self._archive.name}, and fetch again"
+        if self._archive.retrieve == "move" and ended.status not in FOR_ALL:
+            # However an archive puts it: where it cannot reach us, or we reject it, no image comes.
+            step += "; does it know our host and port, and is it let in (pennode peers list tells)?"
         if reason:
             return f"{self._archive.name} does not send the series: {reason}", step
-        if not failed:
-            return "", ""
-        if self._archive.retrieve == "move":
-            step = "is the archive let in (pennode peers list tells), and does it know our host and port? Fetch again"
-            return f"{failed} images could not be sent here", step
-        return f"{failed} images could not be sent", f"look into the log of {self._archive.name}, and fetch again"
+        return (f"{failed} images could not be sent", step) if failed else ("", "")
 
     def _conclude(
         self, series: Sequence[FetchedSeries], others: str, missing: int, troubles: Sequence[tuple[str, str]]

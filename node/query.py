@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from pydicom import Dataset
 from pynetdicom.association import Association
@@ -19,10 +20,12 @@ from node.scu import Address, associate
 # One series, or one object, has one match; a peer that ignores what it is asked sends all that it has.
 _MOST_MATCHES = 16
 MOST_SERIES = 5000
+_MOST_IMAGES = 100_000
 # What else a peer may answer, and what to do then.
 _IGNORED_QUESTION = "other series than asked for", "set count = false"
 _OTHERS = "other objects than asked for", "check that it can be queried at IMAGE level"
 _TOO_MANY = f"more than {MOST_SERIES} series", "name its series"
+_NO_END = "images without end", "look into its log"
 
 
 def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> dict[str, int]:
@@ -51,7 +54,8 @@ def count_images(peer: Address, series: Mapping[str, str], timeout_s: float) -> 
 def list_series(peer: Address, study_uid: str, timeout_s: float) -> list[FetchedSeries]:
     """Ask which series of a study a peer has, by Study Root C-FIND at SERIES level (PS3.4 C.6.2.1.3); none: no study.
 
-    What the peer says of a series is cut to what the ledger holds; a number of images that it does not tell is None.
+    What the peer says of a series is cut to what the ledger holds. Where it tells no number of images, they are counted
+    at IMAGE level (PS3.4 C.6.2.1.4); None: that cannot be either.
 
     Raises
     ------
@@ -78,9 +82,30 @@ def list_series(peer: Address, study_uid: str, timeout_s: float) -> list[Fetched
                     series_uid, printable(_text(answer, "Modality"), 16), printable(_text(answer, "SeriesDescription")),
                     _related_instances(answer),
                 )  # fmt: skip
+            for one in found.values():
+                if one.announced is None:  # a value is replaced, no key comes or goes
+                    found[one.series_uid] = replace(
+                        one, announced=_count_images(association, study_uid, one.series_uid)
+                    )
     except RuntimeError as error:
         raise PeerUnavailable("the association broke", "fetch again") from error
     return list(found.values())
+
+
+def _count_images(association: Association, study_uid: str, series_uid: str) -> int | None:
+    """Count the images of a series one by one, for a peer that does not tell their number; None: it does not say."""
+    asked = Dataset()
+    asked.QueryRetrieveLevel = "IMAGE"
+    asked.StudyInstanceUID, asked.SeriesInstanceUID, asked.SOPInstanceUID = study_uid, series_uid, ""
+    images = set()
+    try:
+        for answer in _matches(association, asked, _MOST_IMAGES, _NO_END):
+            if _text(answer, "SeriesInstanceUID") in ("", series_uid):
+                images.add(_text(answer, "SOPInstanceUID"))
+    except PeerRefused:
+        if not association.is_established:
+            raise
+    return len(images - {""}) or None
 
 
 def holds_image(association: Association, study_uid: str, series_uid: str, sop_uid: str) -> bool:

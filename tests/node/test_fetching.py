@@ -111,8 +111,8 @@ def test_a_study_is_fetched(
         assert found.reason == "7 images of 2 series are here; 1 series left out"
         assert (found.completed, found.failed, found.warned) == (7, 0, 0)
         members = {s.series_uid: s for s in found.series}
-        assert {uid: (s.modality, s.here) for uid, s in members.items()} == {
-            SERIES: ("MR", IMAGES), OTHER: ("MR", 2), CT: ("CT", 0),
+        assert {uid: (s.modality, s.announced, s.here) for uid, s in members.items()} == {
+            SERIES: ("MR", IMAGES, IMAGES), OTHER: ("MR", 2, 2), CT: ("CT", 1, 0),
         }  # fmt: skip
         assert members[CT].left_out == "modality is CT, not MR (selection.modalities)"
         received = ledger.series_instances(SERIES)
@@ -487,6 +487,18 @@ def test_dcmqrscp_names_the_destination_that_it_does_not_know(
     assert wrong.next_step == "check its ae_title in the settings"
     assert "it does not know the move destination PENNODE (0xA801)" in found.reason
     assert found.next_step.startswith("add that AE title with our host and port there")
+
+
+@pytest.mark.parametrize("way", ["orthanc by move", "dcmqrscp by move"])
+def test_an_archive_that_is_not_let_in_is_told_so(
+    tmp_path: Path, ledger: Ledger, open_door: OpenDoor, pacs: Orthanc, files: list[Path], way: str
+) -> None:
+    door, port = open_door(unknown_peers="reject")
+    with archive_of(way, pacs, tmp_path, files, port) as archive:
+        found = fetch(fetcher(archive, ledger, door), ledger)
+    assert found.state is FetchState.FAILED
+    assert found.reason.startswith("0 of 7 images are here: ")
+    assert "pennode peers list" in found.next_step, found
 
 
 def test_an_archive_is_asked_over_tls(tmp_path: Path, ledger: Ledger, open_door: OpenDoor) -> None:
