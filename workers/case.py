@@ -17,6 +17,7 @@ from node.forms import Form, Recipe
 from node.records import derived_uid
 from node.settings import Seg
 from trt.manifest import Manifest
+from workers.earlier import Earlier, followed
 from workers.frames import copied
 from workers.lesions import Lesion, find_lesions
 from workers.segments import Segments, segments_of
@@ -48,7 +49,8 @@ class Case:
     """What the results of one series are made of.
 
     `mask` is (frames, rows, columns) uint8 on the grid of `volume`, values as in `manifest.labels`, 0 background.
-    `parameters` are those of the algorithm, as they go into objects; `digest` is that of the input.
+    `parameters` are those of the algorithm, as they go into objects; `digest` is that of the input; `earlier` is for
+    comparison.
 
     Raises `InvalidResult` for a mask of another grid or type, or with a value that the manifest does not know.
     """
@@ -59,6 +61,7 @@ class Case:
     parameters: Mapping[str, str]
     digest: str
     settings: Seg
+    earlier: Earlier | None = None
 
     def __post_init__(self) -> None:
         if self.mask.shape != self.volume.voxels.shape or self.mask.dtype != np.uint8:
@@ -104,7 +107,8 @@ class Case:
     @cached_property
     def lesions(self) -> tuple[Lesion, ...]:
         """The lesions of the mask, found once for all forms."""
-        return find_lesions(self.volume, self.mask, self.manifest, self.identity)
+        found = find_lesions(self.volume, self.mask, self.manifest, self.identity)
+        return followed(found, self.earlier, self.volume) if self.earlier is not None else found
 
     @cached_property
     def segments(self) -> Segments:
@@ -113,7 +117,8 @@ class Case:
 
     def uid(self, what: str, recipe: Recipe, *more: str) -> str:
         """Return a UID of a result: the same for the same identity, release, settings and recipe."""
-        made = (version("pennode"), self.settings.model_dump_json(), recipe.key)
+        compared = (self.earlier.sop_uid,) if self.earlier is not None else ()
+        made = (version("pennode"), self.settings.model_dump_json(), recipe.key, *compared)
         return derived_uid(what, *self.identity, *made, *more)
 
     def series_number(self, form: Form) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from trt.manifest import Label, Manifest
 from workers.box import Box, bounding_box, moved
 from workers.codes import meaning_of
 from workers.volume import Volume
+
+if TYPE_CHECKING:
+    from workers.earlier import Before
 
 MOST = 20  # of one label: what a person can look through; the parts beyond are one lesion together
 _ABNORMAL = "49755003"  # SCT, Morphologically Abnormal Structure (PS3.16 CID 7150)
@@ -46,7 +50,7 @@ class Lesion:
     `number` counts the lesions of one label from 1 by falling volume. `box` is where it lies in the mask (frames, rows,
     columns), and `inside` bool which voxels of that box it has. `diameter` is in space, `in_slice` the longest within
     one frame, `slice_frame`; both are None for `parts` above 1, that is, for the smallest ones together. `frames` are
-    those that show it, from 0, in rising order.
+    those that show it, from 0, in rising order. `before` is what it was in an earlier result.
     """
 
     label: Label
@@ -61,6 +65,7 @@ class Lesion:
     frames: tuple[int, ...]
     tracking_id: str
     tracking_uid: str
+    before: Before | None = None
 
 
 def is_abnormal(label: Label) -> bool:

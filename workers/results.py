@@ -10,10 +10,15 @@ from pydicom import Dataset
 
 from node.errors import ConfigurationError
 from node.forms import SEGMENTATIONS, Form, Recipe
+from workers.capture import build_captures, check_capture
 from workers.case import Case
 from workers.inspection import check_segmentation
 from workers.prediction import timed
+from workers.presentation import build_presentation, check_presentation
+from workers.report import build_report
+from workers.reportcheck import check_report
 from workers.seg import build_segmentation
+from workers.structures import build_structure_set, check_structure_set
 from workers.writing import write
 
 Made = Mapping[str, Dataset]
@@ -41,8 +46,22 @@ def _segmentation(case: Case, recipe: Recipe, _: Made) -> Sequence[Dataset]:
     return (build_segmentation(case, recipe),)
 
 
-BUILDERS: dict[Form, Builder] = dict.fromkeys(SEGMENTATIONS, _segmentation)
-CHECKS: dict[Form, Check] = dict.fromkeys(SEGMENTATIONS, check_segmentation)
+BUILDERS: dict[Form, Builder] = {
+    **dict.fromkeys(SEGMENTATIONS, _segmentation),
+    Form.SR: build_report,
+    Form.SC: build_captures,
+    Form.SC_MULTIFRAME: build_captures,
+    Form.RTSTRUCT: build_structure_set,
+    Form.GSPS: build_presentation,
+}
+CHECKS: dict[Form, Check] = {
+    **dict.fromkeys(SEGMENTATIONS, check_segmentation),
+    Form.SR: check_report,
+    Form.SC: check_capture,
+    Form.SC_MULTIFRAME: check_capture,
+    Form.RTSTRUCT: check_structure_set,
+    Form.GSPS: check_presentation,
+}
 
 
 def make_objects(

@@ -119,9 +119,7 @@ def test_uneven_slices_count_for_what_they_stand_for(volume, tumour):
     positions[5:] += 0.15 * normal  # a gap of 3.15 mm between frames 4 and 5
     uneven = dataclasses.replace(volume, positions=positions)
     area = 0.7 * 0.5 / 1000
-    assert frame_ml(uneven)[[0, 3, 4, 5, 6, 13]] == pytest.approx(
-        np.array([3.0, 3.0, 3.075, 3.075, 3.0, 3.0]) * area
-    )
+    assert frame_ml(uneven)[[0, 3, 4, 5, 6, 13]] == pytest.approx(np.array([3.0, 3.0, 3.075, 3.075, 3.0, 3.0]) * area)
     assert frame_ml(volume) == pytest.approx(np.full(14, 3.0 * area))
 
 

@@ -35,6 +35,9 @@ class Node:
     def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
         return []
 
+    def fetch_earlier(self, _claim: Any, _folder: Path) -> None:
+        return None
+
     def heartbeat(self, *_: Any) -> bool:
         return True
 
