@@ -126,7 +126,7 @@ def _frames(dataset: Dataset, count: int, size: tuple[int, int]) -> Iterator[NDA
 def _places(positions: NDArray[np.float64], volume: Volume) -> NDArray[np.intp]:
     """Return the frames of `volume` that have these positions (n, 3) mm."""
     distances = np.linalg.norm(positions[:, None] - volume.positions[None], axis=2)
-    places = distances.argmin(axis=1)
+    places = np.asarray(distances.argmin(axis=1), np.intp)
     if (distances[np.arange(len(places)), places] > POSITION_TOLERANCE_MM).any():
         raise InvalidResult("a frame of the segmentation lies on no slice of its series", TELL_US)
     return places

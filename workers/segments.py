@@ -77,7 +77,7 @@ def segments_of(case: Case) -> Segments:
     # Most of a series is background, and only the rest is looked at.
     box = bounding_box(case.mask != 0)
     inner = case.mask[box]
-    counts = {label.value: np.count_nonzero(inner == label.value) for label in case.manifest.labels}
+    counts = {label.value: int(np.count_nonzero(inner == label.value)) for label in case.manifest.labels}
     numbers = np.zeros(256, np.uint8)  # by label value
     listed: list[Segment] = []
     own: list[tuple[int, Box, NDArray[np.bool_]]] = []
