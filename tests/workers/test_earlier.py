@@ -113,6 +113,22 @@ def test_results_compared_are_other_objects_and_the_same_each_time(tmp_path, the
     assert not {o.sop_uid for o in alone} & {o.sop_uid for o in compared}
 
 
+def test_a_result_of_another_study_is_named_as_other_evidence(tmp_path, then, dciodvfy):
+    def other_study(dataset):
+        dataset.StudyInstanceUID = "1.2.3.4"
+
+    now = later(then, grown(then), read_earlier(result(tmp_path, then, other_study), then.volume))
+    (report,) = build_report(now, SR, {"SEG": build_segmentation(now, SEG)})
+    check_report(write(report), now, SR)
+    (current,), (other,) = report.CurrentRequestedProcedureEvidenceSequence, report.PertinentOtherEvidenceSequence
+    assert current.StudyInstanceUID == then.volume.sources[0].StudyInstanceUID
+    assert len(current.ReferencedSeriesSequence) == 2  # the images and the segmentation
+    assert other.StudyInstanceUID == "1.2.3.4"
+    path = tmp_path / "report.dcm"
+    path.write_bytes(write(report))
+    assert [line for line in dciodvfy(path) if line.startswith("Error")] == []
+
+
 @pytest.mark.parametrize("stored", list(made.STORED))
 @pytest.mark.parametrize("enhanced", [False, True])
 def test_an_earlier_result_on_another_grid_lies_where_it_lay(tmp_path, then, stored, enhanced):
