@@ -259,5 +259,6 @@ def _check_colours(plane: Picture, case: Case, frame: int, scale: int) -> None:
         blocks = coloured.reshape(len(mask), scale, mask.shape[1], scale).any(axis=(1, 3))
     refuse_unless(not (blocks & (mask == 0)).any(), "a written picture has colour where the mask is empty")
     grey = {segment.number for segment in case.segments.listed if len(set(segment.meaning.colour)) == 1}
-    shown, held = (set(np.flatnonzero(np.bincount(m.ravel())).tolist()) for m in (mask[blocks], mask))
+    shown = set(np.flatnonzero(np.bincount(mask[blocks])).tolist())
+    held = set(np.flatnonzero(case.counts[frame]).tolist())
     refuse_unless(held - {0} - grey <= shown, "a written picture does not show a segment of its slice")

@@ -115,6 +115,11 @@ class Case:
         """The segments of all forms of segmentation; raises as `workers.segments.segments_of`."""
         return segments_of(self)
 
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """How many voxels of each segment number (256) each frame has: (frames, 256)."""
+        return np.stack([np.bincount(plane.ravel(), minlength=256) for plane in self.segments.mask])
+
     def uid(self, what: str, recipe: Recipe, *more: str) -> str:
         """Return a UID of a result: the same for the same identity, release, settings and recipe."""
         compared = (self.earlier.sop_uid,) if self.earlier is not None else ()

@@ -105,8 +105,8 @@ def _without(case: Case) -> list[Label]:
 def _group(case: Case, segment: Segment, segmentation: Dataset | None) -> object:
     lesion = None if segment.lesion is None else case.lesions[segment.lesion]
     meaning = segment.meaning
-    inside = case.segments.mask == segment.number
-    ml = lesion.volume_ml if lesion else float(inside.sum(axis=(1, 2)) @ frame_ml(case.volume))
+    counts = case.counts[:, segment.number]
+    ml = lesion.volume_ml if lesion else float(counts @ frame_ml(case.volume))
     measurements = [sr.Measurement(_VOLUME, growth.figure(ml), _ML, method=_SUMMED)]
     if lesion is not None and lesion.diameter is not None:
         measurements.append(sr.Measurement(_LONGEST, growth.figure(lesion.diameter.mm), _MM))
@@ -127,7 +127,7 @@ def _group(case: Case, segment: Segment, segmentation: Dataset | None) -> object
         )
         group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=reference, **shared)
     else:
-        frames = lesion.frames if lesion else [frame for frame, plane in enumerate(inside) if plane.any()]
+        frames = np.flatnonzero(counts).tolist()
         group = sr.MeasurementsAndQualitativeEvaluations(source_images=_images(case, frames), **shared)
     if lesion is not None and case.earlier is not None:
         group[0].ContentSequence.append(_comment(growth.in_words(lesion, case.earlier)))
