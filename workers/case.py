@@ -115,11 +115,20 @@ class Case:
         """The segments of all forms of segmentation; raises as `workers.segments.segments_of`."""
         return segments_of(self)
 
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """How many voxels of each segment number (256) each frame has: (frames, 256)."""
+        return np.stack([np.bincount(plane.ravel(), minlength=256) for plane in self.segments.mask])
+
     def uid(self, what: str, recipe: Recipe, *more: str) -> str:
         """Return a UID of a result: the same for the same identity, release, settings and recipe."""
         compared = (self.earlier.sop_uid,) if self.earlier is not None else ()
-        made = (version("pennode"), self.settings.model_dump_json(), recipe.key, *compared)
-        return derived_uid(what, *self.identity, *made, *more)
+        return derived_uid(what, *self._made, recipe.key, *compared, *more)
+
+    @cached_property
+    def _made(self) -> tuple[str, ...]:
+        """What all results of a case share; UIDs are many, and a release takes long to look up."""
+        return (*self.identity, version("pennode"), self.settings.model_dump_json())
 
     def series_number(self, form: Form) -> int:
         """Return the Series Number of a form's results.

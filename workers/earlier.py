@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.uid import SegmentationStorage
 
 from node.errors import InvalidInstance, Unsuitable
+from node.forms import SEGMENTATIONS, SOP_CLASSES
 from node.records import is_uid
 from workers.codes import meaning_of
 from workers.frames import readable
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 SHARED = 0.25  # of the smaller one's volume, at least: growth and another slice position leave much more
 _ABNORMAL = "49755003"  # SCT, Morphologically Abnormal Structure
+_SEGMENTATIONS = frozenset(SOP_CLASSES[form] for form in SEGMENTATIONS)
 _SEVERAL = re.compile(r", \d+ smaller")  # the smallest lesions together are nobody's earlier self
 _HALF = 0.55  # of the distance between slices: these may be uneven by 5 %
 _DATE = re.compile(r"\d{8}")
@@ -77,6 +78,7 @@ class Before:
 class Earlier:
     """An earlier Segmentation: its identity, the date (DA, or empty) of the series it was made of, and its lesions."""
 
+    sop_class_uid: str
     sop_uid: str
     series_uid: str
     study_uid: str
@@ -103,8 +105,8 @@ def read_earlier(path: Path, volume: Volume) -> Earlier | None:
 
 def _unlike(dataset: Dataset, source: Dataset) -> str:
     """Return why a data set cannot be compared with a series; empty if it can. No value of a header is in the text."""
-    if dataset.get("SOPClassUID") != SegmentationStorage or dataset.get("SegmentationType") != "BINARY":
-        return "it is no binary segmentation"
+    if dataset.get("SOPClassUID") not in _SEGMENTATIONS:
+        return "it is no segmentation"
     if str(dataset.get("Manufacturer", "")) != "pennode":
         return "it was not made here"
     whose = [str(source.get(keyword) or "").strip() for keyword in ("PatientID", "IssuerOfPatientID")]
@@ -118,7 +120,11 @@ def _unlike(dataset: Dataset, source: Dataset) -> str:
 
 
 def _read(dataset: Dataset) -> Earlier:
-    frames = dataset.pixel_array.reshape(-1, int(dataset.Rows), int(dataset.Columns)) != 0
+    frames = dataset.pixel_array.reshape(-1, int(dataset.Rows), int(dataset.Columns))
+    label_map = str(dataset.SegmentationType) == "LABELMAP"
+    least = 1  # of a voxel that is in; in a fraction, that more of it is in than out
+    if str(dataset.SegmentationType) == "FRACTIONAL":
+        least = int(dataset.MaximumFractionalValue) // 2 + 1
     shared = dataset.SharedFunctionalGroupsSequence[0]
     measures = shared.PixelMeasuresSequence[0]
     rows, columns = (float(value) for value in measures.PixelSpacing)
@@ -128,22 +134,27 @@ def _read(dataset: Dataset) -> Earlier:
     numbers, positions = [], []
     for group in dataset.PerFrameFunctionalGroupsSequence:
         holder = group if "SegmentIdentificationSequence" in group else shared
-        numbers.append(int(holder.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
+        numbers.append(0 if label_map else int(holder.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
         positions.append([float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient])
     lesions = []
     for segment in dataset.SegmentSequence:
-        words, uid = str(segment.TrackingID), str(segment.TrackingUID)
-        own = np.flatnonzero(np.array(numbers) == int(segment.SegmentNumber))
+        number, words, uid = int(segment.SegmentNumber), str(segment.get("TrackingID")), str(segment.get("TrackingUID"))
         abnormal = segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == _ABNORMAL
-        if not abnormal or _SEVERAL.search(words) or not len(own) or not is_uid(uid):
+        if not abnormal or _SEVERAL.search(words) or not is_uid(uid):
             continue
+        if label_map:
+            own = np.flatnonzero((frames == number).any(axis=(1, 2)))
+        else:
+            own = np.flatnonzero(np.array(numbers) == number)
         places = np.array(positions)[own]
         order = np.argsort(places @ steps[0], kind="stable")
         code = segment.SegmentedPropertyTypeCodeSequence[0]
-        pixels = frames[own[order]]
+        pixels = frames[own[order]] == number if label_map else frames[own[order]] >= least
+        if not pixels.any():
+            continue
         lesions.append(
             Before(
-                number=int(segment.SegmentNumber),
+                number=number,
                 tracking_id=words[:64],
                 tracking_uid=uid,
                 code=(str(code.CodeValue), str(code.CodingSchemeDesignator)),
@@ -155,6 +166,7 @@ def _read(dataset: Dataset) -> Earlier:
         )
     date = str(dataset.get("SeriesDate") or "")
     return Earlier(
+        sop_class_uid=str(dataset.SOPClassUID),
         sop_uid=str(dataset.SOPInstanceUID),
         series_uid=str(dataset.SeriesInstanceUID),
         study_uid=str(dataset.StudyInstanceUID),

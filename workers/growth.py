@@ -12,7 +12,6 @@ import highdicom as hd
 from highdicom import sr
 from pydicom import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import SegmentationStorage
 
 from workers.earlier import Before, Earlier
 from workers.heading import item
@@ -41,7 +40,7 @@ def scheme() -> hd.coding_schemes.CodingSchemeIdentificationItem:
 def measured(lesion: Lesion, before: Before, earlier: Earlier) -> list[sr.Measurement]:
     """Return the volume of a lesion in an earlier result, and its change in ml and percent."""
     change = lesion.volume_ml - before.volume_ml
-    source = sr.SourceImageForMeasurement(SegmentationStorage, earlier.sop_uid)
+    source = sr.SourceImageForMeasurement(earlier.sop_class_uid, earlier.sop_uid)
     return [
         sr.Measurement(VOLUME_THEN, figure(before.volume_ml), _ML, method=_SUMMED, referenced_images=[source]),
         sr.Measurement(CHANGE, figure(change), _ML),
@@ -74,7 +73,7 @@ def gone(lesions: Sequence[Lesion], earlier: Earlier) -> list[str]:
 def cited(earlier: Earlier) -> Dataset:
     """Return what a report needs of an earlier result to name it as evidence."""
     return item(
-        SOPClassUID=SegmentationStorage,
+        SOPClassUID=earlier.sop_class_uid,
         SOPInstanceUID=earlier.sop_uid,
         SeriesInstanceUID=earlier.series_uid,
         StudyInstanceUID=earlier.study_uid,

@@ -14,6 +14,8 @@ import numpy as np
 from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 
+_FEW = 4
+
 Line = NDArray[np.float64]
 """Corners (n, 2) of a closed line as (row, column); the centre of a slice's first pixel is (0, 0). None is repeated."""
 
@@ -60,8 +62,9 @@ def keyhole(region: Region) -> Line:
     """
     line, holes = region.outer, list(region.holes)
     while holes:
-        found = [_nearest(line, hole) for hole in holes]
-        chosen = min(range(len(holes)), key=lambda index: found[index][0])
+        # The nearest of the next few: of thousands, as noise has them, not all are compared again for each.
+        found = [_nearest(line, hole) for hole in holes[:_FEW]]
+        chosen = min(range(len(found)), key=lambda index: found[index][0])
         _, here, there = found[chosen]
         hole = holes.pop(chosen)
         line = np.concatenate([line[: here + 1], np.roll(hole, -there, axis=0), hole[there : there + 1], line[here:]])

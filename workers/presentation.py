@@ -123,8 +123,8 @@ def _drawn(case: Case, frame: int, layers: list[hd.pr.GraphicLayer]) -> list[hd.
     plane = case.segments.mask[frame]
     annotations: list[hd.pr.GraphicAnnotation] = []
     for segment in case.segments.listed:
-        marked = plane == segment.number
-        if marked.any():
+        if case.counts[frame, segment.number]:
+            marked = plane == segment.number
             annotations.append(
                 hd.pr.GraphicAnnotation(
                     referenced_images=[image],
@@ -215,7 +215,7 @@ def check_presentation(data: bytes, case: Case, recipe: Recipe) -> None:
         "the written presentation state does not refer to the images of its series",
     )
     for segment in case.segments.listed:
-        pixels = np.count_nonzero(case.segments.mask[frames] == segment.number, axis=(1, 2))
+        pixels = case.counts[frames, segment.number]
         refuse_unless(
             bool(np.abs(np.abs(areas[segment.number, frames]) - pixels).max() < 0.5),
             "the written outlines do not hold what the mask holds",

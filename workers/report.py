@@ -23,7 +23,7 @@ from trt.manifest import Label
 from workers import growth
 from workers.case import Case
 from workers.codes import meaning_of
-from workers.heading import equip, equipment, image_of, refuse_unless
+from workers.heading import begin, image_of, item, refuse_unless
 from workers.lesions import Lesion, frame_ml, is_abnormal
 from workers.segments import Segment
 from workers.writing import translated
@@ -64,28 +64,32 @@ def build_report(case: Case, recipe: Recipe, made: Made) -> Sequence[Dataset]:
             context, _PROCEDURE, groups, title=Code("126000", "DCM", "Imaging Measurement Report")
         )
         content[0].ContentSequence.append(_evaluations(case))
+        # highdicom's own document class copies its content, and looks through it, several times over.
+        report = begin(case, recipe, "SR")
+        report.update(content[0])
+        report.CompletionFlag, report.PreliminaryFlag, report.VerificationFlag = "COMPLETE", "PRELIMINARY", "UNVERIFIED"
+        report.PerformedProcedureCodeSequence = []
+        report.ReferencedPerformedProcedureStepSequence = []
         evidence = [*case.sources, *([segmentation] if segmentation is not None else [])]
-        evidence += [growth.cited(case.earlier)] if case.earlier is not None else []
-        told = equipment(case)
-        report = sr.Comprehensive3DSR(
-            evidence=evidence,
-            content=content[0],
-            series_instance_uid=case.uid(f"{recipe.form} series", recipe),
-            series_number=case.series_number(recipe.form),
-            sop_instance_uid=case.uid(f"{recipe.form} instance", recipe),
-            instance_number=1,
-            manufacturer=told["Manufacturer"],
-            manufacturer_model_name=told["ManufacturerModelName"],
-            software_versions=tuple(told["SoftwareVersions"]),
-            device_serial_number=told["DeviceSerialNumber"],
-            is_complete=True,
-            is_final=False,
-            is_verified=False,
-            coding_schemes=[growth.scheme()] if case.earlier is not None else None,
-            specific_character_set=case.sources[0].get("SpecificCharacterSet"),
-        )
-        equip(report, case, recipe)
+        if case.earlier is not None:
+            evidence.append(growth.cited(case.earlier))
+            report.CodingSchemeIdentificationSequence = [growth.scheme()]
+        own = [instance for instance in evidence if instance.StudyInstanceUID == case.sources[0].StudyInstanceUID]
+        other = [instance for instance in evidence if instance.StudyInstanceUID != case.sources[0].StudyInstanceUID]
+        report.CurrentRequestedProcedureEvidenceSequence = _evidence(own)
+        if other:
+            report.PertinentOtherEvidenceSequence = _evidence(other)
     return (report,)
+
+
+def _evidence(instances: Sequence[Dataset]) -> list[Dataset]:
+    """Return references to instances of one study (PS3.3 C.17.2), series by series."""
+    series: dict[str, list[Dataset]] = {}
+    for instance in instances:
+        reference = item(ReferencedSOPClassUID=instance.SOPClassUID, ReferencedSOPInstanceUID=instance.SOPInstanceUID)
+        series.setdefault(str(instance.SeriesInstanceUID), []).append(reference)
+    listed = [item(SeriesInstanceUID=uid, ReferencedSOPSequence=references) for uid, references in series.items()]
+    return [item(StudyInstanceUID=instances[0].StudyInstanceUID, ReferencedSeriesSequence=listed)]
 
 
 def _ordered(case: Case) -> list[Segment]:
@@ -101,8 +105,8 @@ def _without(case: Case) -> list[Label]:
 def _group(case: Case, segment: Segment, segmentation: Dataset | None) -> object:
     lesion = None if segment.lesion is None else case.lesions[segment.lesion]
     meaning = segment.meaning
-    inside = case.segments.mask == segment.number
-    ml = lesion.volume_ml if lesion else float(inside.sum(axis=(1, 2)) @ frame_ml(case.volume))
+    counts = case.counts[:, segment.number]
+    ml = lesion.volume_ml if lesion else float(counts @ frame_ml(case.volume))
     measurements = [sr.Measurement(_VOLUME, growth.figure(ml), _ML, method=_SUMMED)]
     if lesion is not None and lesion.diameter is not None:
         measurements.append(sr.Measurement(_LONGEST, growth.figure(lesion.diameter.mm), _MM))
@@ -123,7 +127,7 @@ def _group(case: Case, segment: Segment, segmentation: Dataset | None) -> object
         )
         group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=reference, **shared)
     else:
-        frames = lesion.frames if lesion else [frame for frame, plane in enumerate(inside) if plane.any()]
+        frames = np.flatnonzero(counts).tolist()
         group = sr.MeasurementsAndQualitativeEvaluations(source_images=_images(case, frames), **shared)
     if lesion is not None and case.earlier is not None:
         group[0].ContentSequence.append(_comment(growth.in_words(lesion, case.earlier)))
@@ -219,7 +223,7 @@ def _algorithm(case: Case) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
         name=case.manifest.name,
         version=case.manifest.version,
-        parameters=[f"{name}={value}" for name, value in case.told.items()],
+        parameters=["; ".join(f"{name}={value}" for name, value in case.told.items())],
         family=_INTELLIGENCE,
         manufacturer="pennode",
     )

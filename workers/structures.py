@@ -8,7 +8,7 @@ lesions stays empty: GTV and its kin are a physician's to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ def build_structure_set(case: Case, recipe: Recipe, _: object) -> Sequence[Datas
 
 
 def _roi(case: Case, segment: Segment) -> Dataset:
-    inside = np.count_nonzero(case.segments.mask == segment.number, axis=(1, 2))
+    inside = case.counts[:, segment.number]
     return item(
         ROINumber=segment.number,
         ReferencedFrameOfReferenceUID=case.volume.frame_of_reference_uid,
@@ -82,8 +82,8 @@ def _roi(case: Case, segment: Segment) -> Dataset:
 
 def _contours(case: Case, segment: Segment) -> Dataset:
     volume, items = case.volume, list[Dataset]()
-    for frame, marked in _slices(case.segments.mask, segment.number):
-        for region in regions(marked):
+    for frame in np.flatnonzero(case.counts[:, segment.number]).tolist():
+        for region in regions(case.segments.mask[frame] == segment.number):
             points = in_mm(keyhole(region), volume.positions[frame], volume.affine)
             items.append(
                 item(
@@ -95,13 +95,6 @@ def _contours(case: Case, segment: Segment) -> Dataset:
                 )
             )
     return item(ROIDisplayColor=list(segment.meaning.colour), ContourSequence=items, ReferencedROINumber=segment.number)
-
-
-def _slices(mask: NDArray[np.uint8], number: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    for frame, plane in enumerate(mask):
-        marked = plane == number
-        if marked.any():
-            yield frame, marked
 
 
 def _observation(segment: Segment) -> Dataset:
@@ -160,7 +153,7 @@ def check_structure_set(data: bytes, case: Case, recipe: Recipe) -> None:
     )
     refuse_unless(off < _OFF_MM, "a written contour lies outside the slice that it refers to")
     for segment in case.segments.listed:
-        pixels = np.count_nonzero(mask == segment.number, axis=(1, 2))
+        pixels = case.counts[:, segment.number]
         refuse_unless(
             bool(np.abs(areas[segment.number] - pixels).max() < _OFF_PIXELS),
             "the written contours do not hold what the mask holds",

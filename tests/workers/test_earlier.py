@@ -30,9 +30,9 @@ from workers.writing import write
 SEG, SR = Recipe(Form.SEG), Recipe(Form.SR, of="SEG")
 
 
-def result(folder, case, change=None):
+def result(folder, case, change=None, recipe=SEG):
     """The file of an earlier Segmentation, after `change`."""
-    dataset = dcmread(io.BytesIO(write(build_segmentation(case, SEG))))
+    dataset = dcmread(io.BytesIO(write(build_segmentation(case, recipe))))
     if change is not None:
         change(dataset)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +111,35 @@ def test_results_compared_are_other_objects_and_the_same_each_time(tmp_path, the
     )
     assert [o.data for o in compared] == [o.data for o in again]
     assert not {o.sop_uid for o in alone} & {o.sop_uid for o in compared}
+
+
+@pytest.mark.parametrize("key", ["SEG+all-frames", "SEG+deflated", "LABELMAP", "LABELMAP+all-frames+rle", "FRACTIONAL"])
+def test_every_form_of_segmentation_can_be_compared_with(tmp_path, then, key):
+    earlier = read_earlier(result(tmp_path, then, recipe=Recipe.parse(key)), then.volume)
+    assert [(o.tracking_id, o.tracking_uid) for o in earlier.lesions] == [
+        (o.tracking_id, o.tracking_uid) for o in then.lesions
+    ]
+    voxels = np.argwhere(np.ones(then.mask.shape, bool))
+    points = then.volume.positions[voxels[:, 0]] + voxels[:, 1:] @ then.volume.affine[:3, 1:3].T
+    for number, before in enumerate(earlier.lesions, 1):
+        assert np.array_equal(before.holds(points).reshape(then.mask.shape), then.segments.mask == 3 + number)
+        assert before.volume_ml == pytest.approx(then.lesions[number - 1].volume_ml)
+
+
+def test_a_result_of_another_study_is_named_as_other_evidence(tmp_path, then, dciodvfy):
+    def other_study(dataset):
+        dataset.StudyInstanceUID = "1.2.3.4"
+
+    now = later(then, grown(then), read_earlier(result(tmp_path, then, other_study), then.volume))
+    (report,) = build_report(now, SR, {"SEG": build_segmentation(now, SEG)})
+    check_report(write(report), now, SR)
+    (current,), (other,) = report.CurrentRequestedProcedureEvidenceSequence, report.PertinentOtherEvidenceSequence
+    assert current.StudyInstanceUID == then.volume.sources[0].StudyInstanceUID
+    assert len(current.ReferencedSeriesSequence) == 2  # the images and the segmentation
+    assert other.StudyInstanceUID == "1.2.3.4"
+    path = tmp_path / "report.dcm"
+    path.write_bytes(write(report))
+    assert [line for line in dciodvfy(path) if line.startswith("Error")] == []
 
 
 @pytest.mark.parametrize("stored", list(made.STORED))
@@ -205,7 +234,7 @@ def _without_places(ds):
         (_other_issuer, "another patient"),
         (_other_frame_of_reference, "another frame of reference"),
         (_not_ours, "not made here"),
-        (_no_segmentation, "no binary segmentation"),
+        (_no_segmentation, "no segmentation"),
         (_damaged, "cannot be read"),
         (_without_places, "cannot be read"),
     ],

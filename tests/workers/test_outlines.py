@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,15 @@ def test_what_is_drawn_back_is_what_was_marked(seed, density):
         assert area(line) == pytest.approx(area(region.outer) - sum(area(hole) for hole in region.holes))
     assert np.array_equal(again, marked)
     assert total == marked.sum()
+
+
+def test_noise_with_a_thousand_holes_is_drawn_in_bounded_time():
+    marked = np.random.default_rng(1).random((150, 150)) < 0.85
+    started = time.monotonic()
+    lines = [keyhole(region) for region in regions(marked)]
+    assert time.monotonic() - started < 20
+    assert sum(len(region.holes) for region in regions(marked)) > 1000
+    assert sum(map(area, lines)) == pytest.approx(marked.sum())
 
 
 def test_holes_in_a_row_are_all_reached():

@@ -95,6 +95,20 @@ def test_stored_values_come_to_those_of_the_window_by_the_rescale_of_the_images(
     assert float(voi.WindowWidth) == pytest.approx(high - low, rel=0.05)
 
 
+def test_images_whose_least_value_is_white_are_shown_so(tmp_path, dciodvfy):
+    case = made.case(tmp_path)
+    for source in case.volume.sources:
+        source.PhotometricInterpretation = "MONOCHROME1"
+    (data,) = built(case)
+    check_presentation(data, case, RECIPE)
+    state, source = dcmread(io.BytesIO(data)), case.volume.sources[0]
+    assert state.PresentationLUTShape == "INVERSE"
+    assert float(state.SoftcopyVOILUTSequence[0].WindowCenter) == float(source.WindowCenter)
+    path = tmp_path / "state.dcm"
+    path.write_bytes(data)
+    assert [line for line in dciodvfy(path) if line.startswith("Error")] == []
+
+
 @pytest.mark.parametrize("enhanced", [False, True])
 def test_images_of_another_rescale_slope_have_a_state_of_their_own(tmp_path, dciodvfy, enhanced):
     case = made.case(tmp_path, enhanced=enhanced)
