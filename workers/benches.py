@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # A model that could not be opened is not asked for so long, so that another worker may.
 _LEFT_S = 60.0
 
-Segment = Callable[[list[Path], str, Sequence[Recipe], Callable[[int, int], None]], "Bundle"]
+Segment = Callable[[list[Path], str, Sequence[Recipe], Callable[[int, int], None], Path | None], "Bundle"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Pure, apart from reading its input: it can be thrown away and done again, and gi
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,28 +24,18 @@ from trt.extraction import Extraction, finder_model
 from trt.manifest import Manifest, ManifestError, load
 from trt.patches import Progress
 from trt.serving import open_serving
+from workers.case import Case
 from workers.codes import meaning_of
+from workers.earlier import read_earlier
 from workers.frames import read_identity
 from workers.prediction import Arrival, Prediction, arrive, predict_mask, timed
-from workers.readback import check_segmentation
-from workers.seg import build_segmentation, present_labels, write
+from workers.results import BUILDERS, ResultObject, make_objects
 from workers.series import write_series
 from workers.volume import Volume, read_series
 
 log = logging.getLogger(__name__)
 
 _OF_FINDER = ("backend", "version", "precision", "gate_agreement", "gate_difference", "fallback_from")
-
-
-@dataclass(frozen=True)
-class ResultObject:
-    """One DICOM object to be delivered: a name for its file, its recipe, UID and bytes (PS3.10), and their sha256."""
-
-    name: str
-    form: str
-    sop_uid: str
-    data: bytes
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -114,11 +103,17 @@ class Pipeline:
         return "tissue" if self.worker.extraction == "spine" and self.finder is None else self.worker.extraction
 
     def segment(
-        self, paths: Sequence[Path], digest: str, recipes: Sequence[Recipe] = DEFAULT, progress: Progress | None = None
+        self,
+        paths: Sequence[Path],
+        digest: str,
+        recipes: Sequence[Recipe] = DEFAULT,
+        progress: Progress | None = None,
+        earlier: Path | None = None,
     ) -> Bundle:
         """Segment one series of MR images: `read`, `calculate` and `write`, which may overlap those of other series.
 
         `digest` is `digest_of` the instances, or the node's. `progress` is told patches done and patches in all.
+        `earlier` is a result to compare with; see `workers.earlier`.
 
         Raises
         ------
@@ -132,7 +127,7 @@ class Pipeline:
             The result did not pass its check.
         """
         arrived = self.read(paths)
-        return self.write(arrived, self.calculate(arrived, progress), digest, recipes)
+        return self.write(arrived, self.calculate(arrived, progress), digest, recipes, earlier)
 
     def read(self, paths: Sequence[Path], *, ahead: bool = False) -> Arrived:
         """Read a series of MR images, and turn it; `ahead`, while another is calculated, its voxels go to the device.
@@ -165,36 +160,20 @@ class Pipeline:
         return prediction
 
     def write(
-        self, arrived: Arrived, prediction: Prediction, digest: str, recipes: Sequence[Recipe] = DEFAULT
+        self,
+        arrived: Arrived,
+        prediction: Prediction,
+        digest: str,
+        recipes: Sequence[Recipe] = DEFAULT,
+        earlier: Path | None = None,
     ) -> Bundle:
         """Make the result objects of a series, and check their bytes."""
         manifest, volume, mask = self.manifest, arrived.volume, prediction.mask
         description = dict(self.engine.describe() if self.facts is None else self.facts)
-        with timed(arrived.timings_s, "write"):
-            # What was asked, not what was found: the parameters must be the same wherever the job is done again.
-            parameters = {**description, "overlap": f"{self.overlap:g}", "extraction": self.extraction}
-            height, width = manifest.patch
-            if description.get("precision") == "int8" and manifest.quantised is not None:
-                parameters["int8_sha256"] = manifest.quantised.digest
-            parameters["patch"] = f"fitted from {height}x{width}" if self.engine.flexible else f"{height}x{width}"
-            least = [f"{label.name} {label.least_mm3:g}" for label in manifest.labels if label.least_mm3]
-            if least:
-                parameters["least_mm3"] = ", ".join(least)
-            if self.extraction == "spine" and manifest.finder is not None:
-                parameters["finder_sha256"] = manifest.finder.digest
-            segmentation = build_segmentation(volume, mask, manifest, parameters, digest, self.seg, recipes[0])
-            data = write(segmentation)
-        with timed(arrived.timings_s, "check"):
-            check_segmentation(data, volume, mask, manifest)
-        result = ResultObject(
-            name=f"{segmentation.SeriesNumber}.seg.dcm",
-            form=recipes[0].key,
-            sop_uid=str(segmentation.SOPInstanceUID),
-            data=data,
-            sha256=hashlib.sha256(data).hexdigest(),
-        )
+        before = read_earlier(earlier, volume) if earlier is not None else None
+        case = Case(volume, mask, manifest, self._parameters(description), digest, self.seg, before)
         return Bundle(
-            objects=(result,),
+            objects=make_objects(case, recipes, arrived.timings_s),
             timings_s=arrived.timings_s,
             volumes_ml=volumes_ml(mask, volume, manifest),
             engine=description,
@@ -203,6 +182,20 @@ class Pipeline:
             share=prediction.share,
             saved_s=prediction.saved_s,
         )
+
+    def _parameters(self, description: Mapping[str, str]) -> dict[str, str]:
+        """What was asked, not what was found: it must be the same wherever the job is done again."""
+        parameters = {**description, "overlap": f"{self.overlap:g}", "extraction": self.extraction}
+        height, width = self.manifest.patch
+        if description.get("precision") == "int8" and self.manifest.quantised is not None:
+            parameters["int8_sha256"] = self.manifest.quantised.digest
+        parameters["patch"] = f"fitted from {height}x{width}" if self.engine.flexible else f"{height}x{width}"
+        least = [f"{label.name} {label.least_mm3:g}" for label in self.manifest.labels if label.least_mm3]
+        if least:
+            parameters["least_mm3"] = ", ".join(least)
+        if self.extraction == "spine" and self.manifest.finder is not None:
+            parameters["finder_sha256"] = self.manifest.finder.digest
+        return parameters
 
     def __enter__(self) -> Pipeline:
         return self
@@ -277,7 +270,7 @@ def volumes_ml(mask: NDArray[np.uint8], volume: Volume, manifest: Manifest) -> d
     """Return the volume in millilitres of each label found in `mask` (frames, rows, columns), by the label's name."""
     voxel_ml = float(np.prod(volume.spacing)) / 1000
     counts = np.bincount(mask.ravel(), minlength=256)
-    return {label.name: float(counts[label.value]) * voxel_ml for label in present_labels(mask, manifest)}
+    return {label.name: float(counts[label.value]) * voxel_ml for label in manifest.labels if counts[label.value]}
 
 
 def digest_of(paths: Sequence[Path]) -> str:
@@ -302,4 +295,4 @@ def _warm_up(manifest: Manifest, seg: settings.Seg) -> None:
         return logits
 
     mask = predict_mask(volume, everything_is_the_first_label, manifest, overlap=0, batch=1).mask
-    check_segmentation(write(build_segmentation(volume, mask, manifest, {}, "", seg)), volume, mask, manifest)
+    make_objects(Case(volume, mask, manifest, {}, "", seg), [Recipe(form) for form in BUILDERS])

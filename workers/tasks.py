@@ -7,12 +7,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from node.errors import DeviceLost, EngineFailure, InvalidInstance, LeaseLost, PennodeError, Retryable, Unsuitable
+from node.errors import (
+    Damaged,
+    DeviceLost,
+    EngineFailure,
+    InvalidInstance,
+    LeaseLost,
+    PennodeError,
+    Retryable,
+    Unsuitable,
+)
 from node.forms import Recipe
-from node.records import Claim
+from node.records import Claim, input_digest
 from workers.benches import Bench, Benches
 from workers.nodeclient import Heartbeat, NodeClient
 
@@ -66,8 +75,10 @@ def _work(claim: Claim, bench: Bench, client: NodeClient, beat: Heartbeat) -> No
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         paths = client.fetch_input(claim, Path(folder))
+        earlier = client.fetch_earlier(claim, Path(folder))
         fetched = time.monotonic()
-        bundle = bench.segment(paths, claim.input_digest, recipes, beat.report)
+        _require_unchanged(paths, claim)
+        bundle = bench.segment(paths, claim.input_digest, recipes, beat.report, earlier)
     beat.check()
     segmented = time.monotonic()
     volumes = ", ".join(f"{label} {ml:.1f} ml" for label, ml in bundle.volumes_ml.items())
@@ -77,6 +88,21 @@ def _work(claim: Claim, bench: Bench, client: NodeClient, beat: Heartbeat) -> No
         "job=%s series=%s done fetch=%.2fs segment=%.2fs send=%.2fs",
         claim.job_id, claim.series_uid, fetched - started, segmented - fetched, time.monotonic() - segmented,
     )  # fmt: skip
+
+
+def _require_unchanged(paths: Sequence[Path], claim: Claim) -> None:
+    """Raise `Damaged` unless the images fetched are those that the job is about, byte for byte.
+
+    A result is named by the digest of its input: made of other images, it would be another object under that name.
+    """
+    from workers.frames import read_identity  # and with it numpy, which the parent process does without
+
+    digest = input_digest((identity.sop_uid, identity.sha256) for identity in map(read_identity, paths))
+    if digest != claim.input_digest:
+        raise Damaged(
+            "the images fetched are not those that the job was made for: they changed since, or on their way",
+            "it is tried again; if it stays so, send the series again",
+        )
 
 
 def _tell(client: NodeClient, claim: Claim, kind: str, error: PennodeError) -> None:

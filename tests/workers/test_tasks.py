@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from node.errors import DeviceLost, EngineFailure, InvalidInstance, OutOfDisk, PennodeError, Unsuitable
+from node.records import input_digest
 from workers.benches import Bench, Benches
+from workers.frames import read_identity
+from workers.series import write_phantom
 from workers.tasks import run
 
 
@@ -25,12 +28,15 @@ class Node:
     def claim(self, job_id: str, _name: str, models: Sequence[str]) -> Any:
         self.asked.append(tuple(models))
         return SimpleNamespace(
-            job_id=job_id, series_uid="1.2", input_digest="0", fence=1, lease_s=60.0, heartbeat_s=60.0, forms=("SEG",),
-            model=self.model,
+            job_id=job_id, series_uid="1.2", input_digest=input_digest([]), fence=1, lease_s=60.0, heartbeat_s=60.0,
+            forms=("SEG",), model=self.model,
         )  # fmt: skip
 
     def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
         return []
+
+    def fetch_earlier(self, _claim: Any, _folder: Path) -> None:
+        return None
 
     def heartbeat(self, *_: Any) -> bool:
         return True
@@ -106,3 +112,35 @@ def test_a_worker_without_the_model_of_a_claim_gives_it_back() -> None:
     node = Node("unknown")
     run("7", lambda: benches, node, "worker")  # type: ignore[arg-type]
     assert node.told[0][1:4] == ("retryable", "segment", "this worker has no model unknown")
+
+
+def test_images_that_are_not_those_of_the_job_give_it_back_and_are_not_segmented(tmp_path: Path) -> None:
+    paths = write_phantom(tmp_path, (3, 32, 32))
+    identities = [read_identity(path) for path in paths]
+    digest = input_digest((identity.sop_uid, identity.sha256) for identity in identities)
+    segmented: list[str] = []
+
+    def segment(found: list[Path], *_: Any) -> Any:
+        segmented.extend(path.name for path in found)
+        raise Unsuitable("no spine", "")
+
+    class Changed(Node):
+        def claim(self, job_id: str, name: str, models: Sequence[str]) -> Any:
+            return SimpleNamespace(**{**vars(super().claim(job_id, name, models)), "input_digest": digest})
+
+        def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
+            return paths
+
+    benches = Benches({"model": lambda: Bench(segment, "model 1.0.0")}, 1)
+    node = Changed()
+    run("7", lambda: benches, node, "worker")  # type: ignore[arg-type]
+    assert node.told == [("7", "rejected", "segment", "no spine", "")]
+    assert len(segmented) == 3
+
+    data = bytearray(paths[1].read_bytes())
+    data[-7] ^= 1  # a pixel
+    paths[1].write_bytes(data)
+    run("8", lambda: benches, node, "worker")  # type: ignore[arg-type]
+    assert node.told[1][:3] == ("8", "retryable", "segment")
+    assert "not those that the job was made for" in node.told[1][3]
+    assert len(segmented) == 3, "the network was not asked"
