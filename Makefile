@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo up test check fuzz bench bench-assembly bench-ingest bench-node bench-patches clean
+.PHONY: demo up test check fuzz bench bench-assembly bench-ingest bench-node bench-patches bench-results clean
 demo: $(VENV)/.installed-run
 	@$(BIN)/pennode demo $(ARGS)
 
@@ -25,9 +25,9 @@ fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	$(BIN)/python -m pytest -m long
 
-bench: bench-node bench-ingest bench-assembly bench-patches
+bench: bench-node bench-ingest bench-assembly bench-patches bench-results
 ifneq ($(and $(filter bench,$(MAKECMDGOALS)),$(ARGS)),)
-$(error ARGS goes to one bench, each has switches of its own: make bench-node, bench-ingest, bench-assembly or bench-patches ARGS="...")
+$(error ARGS goes to one bench, each has switches of its own: make bench-node, bench-ingest, bench-assembly, bench-patches or bench-results ARGS="...")
 endif
 bench-node: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench $(ARGS)
@@ -40,6 +40,9 @@ bench-assembly: $(VENV)/.installed-test
 
 bench-patches: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.bench_patches $(ARGS)
+
+bench-results: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.bench_results $(ARGS)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info
