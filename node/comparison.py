@@ -33,6 +33,8 @@ _ROUND_S = 5.0
 # In the order in which they are preferred: what tells voxels apart without a threshold comes first.
 _FORMS = (Form.SEG, Form.LABELMAP, Form.FRACTIONAL)
 _LARGEST = 512 << 20  # bytes of one object: it is read whole, beside a listener that must not run out of memory
+# What pydicom, its decoders and numpy raise over bytes that are no Segmentation: to be told, not to stop the node.
+_DAMAGED = (*UNREADABLE, LookupError, ArithmeticError, RuntimeError, MemoryError)
 _POSITION_MM = 0.01  # two frames nearer than that lie on one slice
 
 
@@ -133,22 +135,23 @@ def compare(own: Path, shadow: Path) -> tuple[Agreement, ...]:
     with warnings.catch_warnings():
         # They quote values of the header, and what is wrong with it is judged here.
         warnings.simplefilter("ignore", UserWarning)
-        return _compared(_read(own, "the series' own result"), _read(shadow, "the shadow's result"))
+        first, second = _read(own, "the series' own result"), _read(shadow, "the shadow's result")
+        try:
+            return _compared(first, second)
+        except _DAMAGED as error:
+            raise InvalidResult(f"the voxels of a result cannot be read ({type(error).__name__})", "") from error
 
 
 def _compared(first: _Segmentation, second: _Segmentation) -> tuple[Agreement, ...]:
     slices, gap_mm = _aligned(first, second)
     counts: dict[_Key, list[int]] = {key: [0, 0, 0] for one in (first, second) for key in one.keys.values()}
-    try:
-        for frames in slices:
-            seen = [_gathered(one, listed) for one, listed in zip((first, second), frames, strict=True)]
-            for which, masks in enumerate(seen):
-                for key, mask in masks.items():
-                    counts[key][which] += int(np.count_nonzero(mask))
-            for key in seen[0].keys() & seen[1].keys():
-                counts[key][2] += int(np.count_nonzero(seen[0][key] & seen[1][key]))
-    except (*UNREADABLE, RuntimeError) as error:
-        raise InvalidResult(f"the voxels of a result cannot be read ({type(error).__name__})", "") from error
+    for frames in slices:
+        seen = [_gathered(one, listed) for one, listed in zip((first, second), frames, strict=True)]
+        for which, masks in enumerate(seen):
+            for key, mask in masks.items():
+                counts[key][which] += int(np.count_nonzero(mask))
+        for key in seen[0].keys() & seen[1].keys():
+            counts[key][2] += int(np.count_nonzero(seen[0][key] & seen[1][key]))
     voxel_ml = first.measures[0] * first.measures[1] * gap_mm / 1000
     return tuple(
         Agreement(
@@ -220,7 +223,7 @@ def _read(path: Path, what: str) -> _Segmentation:
         )  # fmt: skip
         bits = found.shape[0] * found.shape[1] * frames
         whole = kind != "BINARY" or len(ds.PixelData) * 8 >= bits
-    except UNREADABLE as error:
+    except _DAMAGED as error:
         raise InvalidResult(f"{what} cannot be read ({type(error).__name__})", "") from error
     fits = len(groups) == frames > 0 and whole and len(found.orientation) == 6 and len(found.measures) == 3
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP") or not fits or not set(found.numbers) <= {0, *keys}:

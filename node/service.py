@@ -259,7 +259,9 @@ class Node:
     def _models(self) -> Component:
         """Tell which models are waited for in vain."""
         absent = self._dispatcher.absent if self._dispatcher else {}
-        waits = "; ".join(f"no living worker has {name}, for which {n} job(s) wait" for name, n in absent.items())
+        waits = "; ".join(
+            f"no living worker has the model {name}, for which {n} job(s) wait" for name, n in absent.items()
+        )
         return Component("models", not absent, waits or "none is waited for")
 
     def _wake(self, name: str) -> None:

@@ -106,6 +106,7 @@ def test_rules_choose_a_model_and_a_shadow_is_stored_compared_and_not_sent(
         # and the PACS has one object of each series, of its own model
         objects = held(pacs)
         assert sorted(ds.ManufacturerModelName for ds in objects) == ["one", "two"]
+        assert all(f"{ds.ManufacturerModelName} 1.0.0" in ds.SeriesDescription for ds in objects)
         assert {here.ledger.results(job.id)[0].sop_uid for job in jobs.values() if not job.shadow} == {
             ds.SOPInstanceUID for ds in objects
         }

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, false, func
 from node.agreement import Agreement, Comparison
 from node.ledger.database import Database
 from node.ledger.moves import JOB_COLUMNS, as_job, move
-from node.ledger.schema import comparison, job, result
+from node.ledger.schema import comparison, job, journal, result
 from node.records import WAITING, Job, JobState, Result
 
 _S = JobState
@@ -18,6 +18,9 @@ _COLUMNS = [comparison.c[name] for name in Comparison.__dataclass_fields__]
 _UNSERVED = "no living worker has the model {}"
 _UNSERVED_STEP = "add its folder to worker.models of a worker and restart that, or cancel the job"
 STORED_TEXT = "shadow: its result is kept here, and nothing is sent"
+_BY = "ledger"
+# Between two offers of a job that workers refuse: what is broken for days is not written down each time.
+_LONGEST_WAIT_S = 600.0
 
 
 class Shadows:
@@ -122,24 +125,30 @@ def put_back(
 ) -> bool:
     """Tell whether a waiting job is not for this worker now; one that was queued is READY again, its message spent."""
     if found.wanted_model not in served:
-        text, not_before = f"worker {worker}, which was offered it, cannot run the model now", now + retry_after_s
-        if found.wanted_model:
-            text = f"worker {worker}, which was offered it, cannot run the model {found.wanted_model} now"
+        model = f"the model {found.wanted_model}" if found.wanted_model else "its default model"
+        text = f"worker {worker}, which was offered it, cannot run {model} now"
+        not_before = now + min(_LONGEST_WAIT_S, retry_after_s * 2 ** min(_times_put_back(connection, found), 10))
     elif found.shadow and connection.execute(select(job.c.id).where(_waits(served, now)).limit(1)).first():
         text, not_before = "shadow: others go first", now
     else:
         return False
     if found.state is _S.QUEUED:
-        move(connection, found.id, _S.READY, by="ledger", text=text, now=now, not_before=not_before, stage="queue",
+        move(connection, found.id, _S.READY, by=_BY, text=text, now=now, not_before=not_before, stage="queue",
              reason=text, next_step="offered again by itself")  # fmt: skip
     return True
+
+
+def _times_put_back(connection: Connection, found: Job) -> int:
+    mine = (journal.c.series_uid == found.series_uid) & (journal.c.job_id == found.id) & (journal.c.by == _BY)
+    again = mine & (journal.c.after == _S.READY.value)
+    return connection.execute(select(func.count()).select_from(journal).where(again)).scalar_one()
 
 
 def store_shadow(connection: Connection, job_id: str, now: float) -> bool:
     """End a shadow whose results are here; False: it is none."""
     if not connection.execute(select(job.c.shadow).where(job.c.id == job_id)).scalar_one():
         return False
-    move(connection, job_id, _S.STORED, by="ledger", text=STORED_TEXT, now=now, stage="stored", next_step="")
+    move(connection, job_id, _S.STORED, by=_BY, text=STORED_TEXT, now=now, stage="stored", next_step="")
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -278,3 +279,22 @@ def test_what_cannot_be_compared_says_why_once(
     assert found.segments == ()
     assert found.reason
     assert ledger.uncompared() == []
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP", "FRACTIONAL"])
+def test_a_file_with_a_few_wrong_bytes_gives_figures_or_a_reason_and_nothing_else(
+    tmp_path: Path, source: list[Dataset], kind: str
+) -> None:
+    """Any other exception would stop the node."""
+    first = saved(tmp_path / "a.dcm", segmentation(source, masks()[0], kind))
+    data, chance, told = first.read_bytes(), random.Random(kind), set()
+    for _ in range(250):
+        damaged = bytearray(data)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(132, len(data))] = chance.choice((0, 1, 0x20, 0x31, 0xFF, chance.randrange(256)))
+        (tmp_path / "b.dcm").write_bytes(damaged)
+        try:
+            told.add(len(compare(first, tmp_path / "b.dcm")))
+        except InvalidResult as error:
+            told.add(error.reason)
+    assert len(told) > 2

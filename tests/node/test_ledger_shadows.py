@@ -207,8 +207,19 @@ def test_a_job_for_the_default_waits_for_a_worker_whose_default_runs(any_ledger:
     job = sealed(any_ledger)
     any_ledger.mark_queued(job, T0 + 12)
     assert any_ledger.claim(job, "w1", lease_s=60, max_attempts=3, now=T0 + 20, served=["other"]) is None
-    assert "cannot run the model now" in any_ledger.job(job).reason
+    assert "cannot run its default model now" in any_ledger.job(job).reason
     assert any_ledger.claim(job, "w2", lease_s=60, max_attempts=3, now=T0 + 20, served=[""]).model == ""
+
+
+def test_a_job_that_is_refused_again_and_again_is_offered_ever_more_seldom(any_ledger: Ledger) -> None:
+    job, now, waits = sealed(any_ledger, model="own"), T0 + 20, []
+    for _ in range(8):
+        any_ledger.mark_queued(job, now)
+        claimed = any_ledger.claim(job, "w1", lease_s=60, max_attempts=3, now=now, served=["other"], retry_after_s=30)
+        assert claimed is None
+        waits.append(any_ledger.job(job).not_before - now)
+        now += waits[-1]
+    assert waits == [30, 60, 120, 240, 480, 600, 600, 600]
 
 
 def test_a_shadow_waits_while_another_job_could_be_taken_by_the_same_worker(any_ledger: Ledger) -> None:

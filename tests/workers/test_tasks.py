@@ -28,15 +28,9 @@ class Node:
     def claim(self, job_id: str, _name: str, models: Sequence[str]) -> Any:
         self.asked.append(tuple(models))
         return SimpleNamespace(
-            job_id=job_id,
-            series_uid="1.2",
-            input_digest=input_digest([]),
-            fence=1,
-            lease_s=60.0,
-            heartbeat_s=60.0,
-            forms=("SEG",),
-            model=self.model,
-        )
+            job_id=job_id, series_uid="1.2", input_digest=input_digest([]), fence=1, lease_s=60.0, heartbeat_s=60.0,
+            forms=("SEG",), model=self.model,
+        )  # fmt: skip
 
     def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
         return []
@@ -137,15 +131,16 @@ def test_images_that_are_not_those_of_the_job_give_it_back_and_are_not_segmented
         def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
             return paths
 
+    benches = Benches({"model": lambda: Bench(segment, "model 1.0.0")}, 1)
     node = Changed()
-    run("7", lambda: Benches({"model": lambda: Bench(segment, "model 1.0.0")}, 1), node, "worker")  # type: ignore[arg-type]
+    run("7", lambda: benches, node, "worker")  # type: ignore[arg-type]
     assert node.told == [("7", "rejected", "segment", "no spine", "")]
     assert len(segmented) == 3
 
     data = bytearray(paths[1].read_bytes())
     data[-7] ^= 1  # a pixel
     paths[1].write_bytes(data)
-    run("8", lambda: Benches({"model": lambda: Bench(segment, "model 1.0.0")}, 1), node, "worker")  # type: ignore[arg-type]
+    run("8", lambda: benches, node, "worker")  # type: ignore[arg-type]
     assert node.told[1][:3] == ("8", "retryable", "segment")
     assert "not those that the job was made for" in node.told[1][3]
     assert len(segmented) == 3, "the network was not asked"
