@@ -1,0 +1,142 @@
+// Drives one Chromium by playwright-core for the viewers' tests: a JSON command a line in, a JSON answer a line out.
+// Arguments: the folder of playwright-core, the path of chromium.
+'use strict';
+const readline = require('node:readline');
+const [playwright, executablePath] = process.argv.slice(2);
+const { chromium } = require(playwright);
+
+const OPTIONS = [
+  '--no-sandbox', // root, in a container; it sees loopback alone
+  '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--ignore-gpu-blocklist',
+  '--force-color-profile=srgb',
+];
+const PATIENCE_MS = 60000;
+let browser;
+let page;
+let complaints = [];
+
+const commands = {
+  // Opens a page anew. Whatever is asked of another origin than the page's is refused: no network is needed.
+  async open({ url, width, height }) {
+    if (page) await page.context().close();
+    const context = await browser.newContext({ viewport: { width, height }, deviceScaleFactor: 1 });
+    context.setDefaultTimeout(PATIENCE_MS);
+    const { origin } = new URL(url);
+    await context.route((to) => to.protocol.startsWith('http') && to.origin !== origin, (route) => route.abort());
+    await context.addInitScript(prepare);
+    page = await context.newPage();
+    complaints = [];
+    page.on('console', (message) => { if (message.type() === 'error') complaints.push(message.text()); });
+    page.on('pageerror', (error) => complaints.push(String(error)));
+    await page.goto(url, { waitUntil: 'domcontentloaded' });
+    await page.waitForFunction(shown, null, { polling: 100 });
+    const tour = page.getByText('Skip all');
+    if (await tour.count()) await tour.first().click();
+  },
+
+  // Opens a series as a person does, by a double click on its description, and waits until it is there.
+  async choose({ description, segmentation, series }) {
+    await page.getByText(description, { exact: true }).first().dblclick();
+    await page.waitForFunction(segmentation ? segmented : showing, series, { polling: 100 });
+  },
+
+  // Turns the mouse's wheel over the viewport until the image with this SOP Instance UID is there.
+  async show({ sop }) {
+    const { index, wanted, middle } = await page.evaluate((uid) => {
+      const viewport = window.opened();
+      const box = viewport.canvas.getBoundingClientRect();
+      return {
+        index: viewport.getImageIds().indexOf(viewport.getCurrentImageId()),
+        wanted: viewport.getImageIds().findIndex((id) => id.includes(`/instances/${uid}/`)),
+        middle: [(box.left + box.right) / 2, (box.top + box.bottom) / 2],
+      };
+    }, sop);
+    if (wanted < 0) throw new Error('the viewport has no such image');
+    await page.mouse.move(...middle);
+    for (let at = index; at !== wanted;) {
+      const step = Math.sign(wanted - at);
+      await page.mouse.wheel(0, 100 * step);
+      at += step;
+      await page.waitForFunction((n) => {
+        const viewport = window.opened();
+        return viewport.getImageIds().indexOf(viewport.getCurrentImageId()) === n;
+      }, at, { polling: 50 });
+    }
+  },
+
+  // Writes a picture of the page once it stands still; tells where on it the viewport is, and points (LPS, mm).
+  async look({ path, points }) {
+    await page.mouse.move(2, 2);
+    let before;
+    for (let tries = 0; tries < 40; tries += 1) {
+      const now = await page.screenshot({ path, animations: 'disabled', caret: 'hide' });
+      if (before && before.equals(now)) break;
+      before = now;
+      await page.waitForTimeout(250);
+    }
+    return page.evaluate((places) => {
+      const viewport = window.opened();
+      const box = viewport.canvas.getBoundingClientRect();
+      return {
+        box: [box.left, box.top, box.right, box.bottom],
+        points: places.map((place) => viewport.worldToCanvas(place)).map(([x, y]) => [x + box.left, y + box.top]),
+      };
+    }, points);
+  },
+
+  async press({ button }) {
+    await page.getByRole('button', { name: button, exact: true }).click();
+  },
+
+  async text() {
+    return page.evaluate(() => document.body.innerText);
+  },
+
+  async complaints() {
+    return complaints;
+  },
+};
+
+// These run in the page, where OHIF leaves cornerstone and its services in the window.
+function prepare() {
+  window.opened = () => {
+    const elements = window.cornerstone ? window.cornerstone.getEnabledElements() : [];
+    return elements.length ? elements[0].viewport : undefined;
+  };
+}
+
+function shown() {
+  const viewport = window.opened();
+  return Boolean(viewport && viewport.getImageIds().length && viewport.viewportStatus === 'rendered');
+}
+
+function segmented() {
+  const viewport = window.opened();
+  return Boolean(viewport && window.services.segmentationService.getSegmentationRepresentations(viewport.id).length);
+}
+
+function showing(series) {
+  const viewport = window.opened();
+  return Boolean(viewport && viewport.viewportStatus === 'rendered'
+    && viewport.getImageIds().some((id) => id.includes(`/series/${series}/`)));
+}
+
+async function main() {
+  browser = await chromium.launch({ executablePath, headless: true, args: OPTIONS });
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    const { name, ...given } = JSON.parse(line);
+    let answer;
+    try {
+      answer = { result: (await commands[name](given)) ?? null };
+    } catch (error) {
+      answer = { error: String(error) };
+    }
+    process.stdout.write(`${JSON.stringify(answer)}\n`);
+  }
+  await browser.close();
+}
+
+main().catch((error) => {
+  process.stderr.write(`${error.stack}\n`);
+  process.exit(1);
+});

@@ -1,0 +1,157 @@
+"""Studies in a PACS whose overlays are known: the demo's, as node and worker made it, and one with a made lesion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from node.forms import Form, Recipe
+from node.records import JobState, derived_uid
+from node.settings import Seg, Worker
+from tests.harness import pennode, site
+from tests.peers import Orthanc
+from tests.viewers.pixels import Colour
+from trt.manifest import load
+from trt.phantom import spine_phantom
+from workers.codes import meaning_of
+from workers.grid import from_canonical, to_canonical
+from workers.pipeline import Arrived, ResultObject, digest_of, open_pipeline
+from workers.prediction import Prediction
+from workers.readback import read_segmentation
+from workers.series import Storage, write_phantom, write_series
+from workers.volume import Volume, read_series
+
+SEGMENTED = "PENN spine segmentation (research)"
+UNREFERENCED = "derivation removed"
+
+# The lesion, in slices of the model's Z of 20: an ellipse that wanders, so that no two slices have it in one place.
+FIRST, LAST = 8, 13
+SPACING = (3.3, 0.9375, 0.9375)
+SHAPE = (20, 320, 256)
+# Tilted and numbered against its order in space, so that nothing is right by chance.
+STORAGE = Storage(rotation=(0.9903, -0.1392, 0, 0.1392, 0.9903, 0, 0, 0, 1), reverse=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A series in the PACS: `volume`, and `mask` (frames, rows, columns) uint8 of the labels its overlay has."""
+
+    volume: Volume
+    mask: NDArray[np.uint8]
+
+    @property
+    def uid(self) -> str:
+        """The Study Instance UID."""
+        return str(self.volume.sources[0].StudyInstanceUID)
+
+    def sop(self, frame: int) -> str:
+        """The SOP Instance UID of a frame's image."""
+        return str(self.volume.sources[frame].SOPInstanceUID)
+
+    def frames_of(self, value: int) -> list[int]:
+        """The frames that hold a label."""
+        return [int(frame) for frame in np.flatnonzero((self.mask == value).any(axis=(1, 2)))]
+
+
+def palette() -> dict[int, Colour]:
+    """Return the colour that we recommend for each label of the model."""
+    return {label.value: meaning_of(label).colour for label in load().labels}
+
+
+def names() -> dict[int, str]:
+    """Return the words for each label of the model."""
+    return {label.value: meaning_of(label).words for label in load().labels}
+
+
+def demo_study(pacs: Orthanc, folder: Path, forms: Sequence[Form]) -> Study:
+    """Send the demo's phantom to the PACS and to a node, whose worker's results the node delivers there."""
+    files = write_phantom(folder / "phantom")
+    destination = {
+        "name": "pacs", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": pacs.dicom_port,
+        "forms": [str(form) for form in forms],
+    }  # fmt: skip
+    send(folder / "phantom", f"ORTHANC@127.0.0.1:{pacs.dicom_port}")
+    with site(folder, PENNODE_DESTINATIONS=json.dumps([destination])) as here:
+        send(folder / "phantom", here.start_node("up"))
+        (job,) = here.wait_finished(1).values()
+        assert job.state is JobState.DELIVERED, job.reason
+        deliveries = here.ledger.deliveries(job.id)
+    volume = read_series(files)
+    (delivery,) = (d for d in deliveries if pydicom.dcmread(_held(pacs, d.sop_uid, folder)).Modality == "SEG")
+    numbers, segments = read_segmentation(_held(pacs, delivery.sop_uid, folder).read_bytes(), volume)
+    mask = np.zeros_like(numbers)
+    for segment in segments:
+        mask[numbers == segment.number] = _label_of(segment.colour)
+    return Study(volume, mask)
+
+
+def made_study(pacs: Orthanc, folder: Path, forms: Sequence[Form]) -> Study:
+    """Store a phantom with a lesion drawn into it, the worker's objects of that very mask, and one that was spoilt."""
+    phantom = spine_phantom(SHAPE, SPACING, seed=1)
+    image, labels = phantom.image.copy(), phantom.mask.copy()
+    y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    for z in range(FIRST, LAST + 1):
+        inside = ((y - 120 - 7 * (z - FIRST)) / 15) ** 2 + ((x - 105 + 4 * (z - FIRST)) / 10) ** 2 < 1
+        labels[z][inside], image[z][inside] = 4, image[z][inside] // 4 + 500
+    series = folder / "series"
+    files = write_series(series, image, SPACING, seed=1, storage=STORAGE)
+    volume = read_series(files)
+    canonical = to_canonical(volume)
+    mask = from_canonical(labels, canonical.axes, canonical.flips)
+    objects = folder / "objects"
+    objects.mkdir()
+    for made in _objects(volume, mask, digest_of(files), forms):
+        (objects / made.name).write_bytes(made.data)
+        if made.form == Form.SEG:
+            _spoil(objects / made.name, objects / "spoilt.dcm")
+    for part in (series, objects):
+        send(part, f"ORTHANC@127.0.0.1:{pacs.dicom_port}")
+    return Study(volume, mask)
+
+
+def send(folder: Path, address: str) -> None:
+    """Send all files of a folder by C-STORE."""
+    done = pennode("send", str(folder), "--to", address)
+    assert done.returncode == 0, done.stderr
+
+
+def _objects(volume: Volume, mask: NDArray[np.uint8], digest: str, forms: Sequence[Form]) -> tuple[ResultObject, ...]:
+    """Let the worker's pipeline write and check its objects of a mask that no network predicted."""
+    prediction = Prediction(mask, "tissue", "", patches=0, patch=(0, 0), share=0.0, saved_s=0.0)
+    recipes = [Recipe(form) for form in forms]
+    with open_pipeline(Worker(), Seg()) as pipeline:
+        return pipeline.write(Arrived(volume, None, {}, ahead=False), prediction, digest, recipes).objects
+
+
+def _spoil(path: Path, target: Path) -> None:
+    """Write a Segmentation again, under other UIDs, whose frames do not say from which images they were derived."""
+    dataset = pydicom.dcmread(path)
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        del group.DerivationImageSequence
+    dataset.SOPInstanceUID = derived_uid("spoilt", dataset.SOPInstanceUID)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.SeriesInstanceUID = derived_uid("spoilt", dataset.SeriesInstanceUID)
+    dataset.SeriesDescription, dataset.SeriesNumber = UNREFERENCED, dataset.SeriesNumber + 50
+    dataset.save_as(target)
+
+
+def _held(pacs: Orthanc, sop_uid: str, folder: Path) -> Path:
+    """Return a file of what the PACS holds under a SOP Instance UID."""
+    (found,) = pacs.instances(sop_uid)
+    path = folder / f"{sop_uid}.dcm"
+    path.write_bytes(pacs.get(f"/instances/{found}/file"))
+    return path
+
+
+def _label_of(colour: Colour) -> int:
+    """Return the label whose recommended colour that is, CIELab's rounding aside."""
+    distances = {value: max(abs(a - b) for a, b in zip(colour, own, strict=True)) for value, own in palette().items()}
+    value = min(distances, key=lambda v: distances[v])
+    assert distances[value] <= 2, f"{colour} is none of our colours"
+    return value
