@@ -55,11 +55,19 @@ class Browser:
         """Go to an image of the series that is open."""
         self._ask("show", sop=sop_uid)
 
-    def look(self, picture: Path, points: Sequence[Sequence[float]] = ()) -> Screen:
-        """Return the screen once it stands still, and where on it `points` (x, y, z mm in LPS) are; keeps `picture`."""
-        told = self._ask("look", path=str(picture), points=[[float(v) for v in point] for point in points])
+    def look(self, picture: Path, points: Sequence[Sequence[float]]) -> Screen:
+        """Return the images on the screen once they stand still, and where `points` (x, y, z mm in LPS) are on it.
+
+        What OHIF writes and draws over the images is hidden for that moment. The picture is kept.
+        """
+        given = [[float(v) for v in point] for point in points]
+        told = self._ask("look", path=str(picture), points=given, bare=True)
         pixels = np.asarray(Image.open(picture).convert("RGB"))
         return Screen(pixels, tuple(told["box"]), np.array(told["points"], float).reshape(-1, 2))
+
+    def photograph(self, picture: Path) -> None:
+        """Write a picture of the whole window, as a person sees it."""
+        self._ask("look", path=str(picture), points=[], bare=False)
 
     def press(self, button: str) -> None:
         """Press the button of that name."""

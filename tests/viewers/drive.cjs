@@ -64,16 +64,13 @@ const commands = {
     }
   },
 
-  // Writes a picture of the page once it stands still; tells where on it the viewport is, and points (LPS, mm).
-  async look({ path, points }) {
+  // Writes a picture of the page once it stands still, without the words and signs that lie on the images if `bare`;
+  // tells where on it the viewport is, and points (LPS, mm).
+  async look({ path, points, bare }) {
     await page.mouse.move(2, 2);
-    let before;
-    for (let tries = 0; tries < 40; tries += 1) {
-      const now = await page.screenshot({ path, animations: 'disabled', caret: 'hide' });
-      if (before && before.equals(now)) break;
-      before = now;
-      await page.waitForTimeout(250);
-    }
+    const style = bare ? '* { visibility: hidden !important } canvas { visibility: visible !important }' : undefined;
+    await page.evaluate(still, 4);
+    await page.screenshot({ path, animations: 'disabled', caret: 'hide', style });
     return page.evaluate((places) => {
       const viewport = window.opened();
       const box = viewport.canvas.getBoundingClientRect();
@@ -108,6 +105,19 @@ function prepare() {
 function shown() {
   const viewport = window.opened();
   return Boolean(viewport && viewport.getImageIds().length && viewport.viewportStatus === 'rendered');
+}
+
+// Waits until the images have not changed for so many looks in a row, a tenth of a second apart.
+async function still(wanted) {
+  const { canvas } = window.opened();
+  let before = '';
+  for (let same = 0, looks = 0; same < wanted; looks += 1) {
+    if (looks > 300) throw new Error('the images do not come to rest');
+    const now = canvas.toDataURL();
+    same = now === before ? same + 1 : 0;
+    before = now;
+    await new Promise((next) => { setTimeout(next, 100); });
+  }
 }
 
 function segmented() {

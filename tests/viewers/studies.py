@@ -97,7 +97,7 @@ def made_study(pacs: Orthanc, folder: Path, forms: Sequence[Form]) -> Study:
     image, labels = phantom.image.copy(), phantom.mask.copy()
     y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
     for z in range(FIRST, LAST + 1):
-        inside = ((y - 120 - 7 * (z - FIRST)) / 15) ** 2 + ((x - 105 + 4 * (z - FIRST)) / 10) ** 2 < 1
+        inside = ((y - 120 - 7 * (z - FIRST)) / 15) ** 2 + ((x - 148 + 2 * (z - FIRST)) / 10) ** 2 < 1
         labels[z][inside], image[z][inside] = 4, image[z][inside] // 4 + 500
     series = folder / "series"
     files = write_series(series, image, SPACING, seed=1, storage=STORAGE)
@@ -133,7 +133,7 @@ def _spoil(path: Path, target: Path) -> None:
     """Write a Segmentation again, under other UIDs, whose frames do not say from which images they were derived."""
     dataset = pydicom.dcmread(path)
     for group in dataset.PerFrameFunctionalGroupsSequence:
-        del group.DerivationImageSequence
+        group.DerivationImageSequence = []
     dataset.SOPInstanceUID = derived_uid("spoilt", dataset.SOPInstanceUID)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.SeriesInstanceUID = derived_uid("spoilt", dataset.SeriesInstanceUID)
