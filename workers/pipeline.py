@@ -5,7 +5,6 @@ Pure, apart from reading its input: it can be thrown away and done again, and gi
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,28 +24,18 @@ from trt.extraction import Extraction, finder_model
 from trt.manifest import Manifest, ManifestError, load
 from trt.patches import Progress
 from trt.serving import open_serving
+from workers.case import Case
 from workers.codes import meaning_of
 from workers.frames import read_identity
 from workers.prediction import Arrival, Prediction, arrive, predict_mask, timed
-from workers.readback import check_segmentation
-from workers.seg import build_segmentation, present_labels, write
+from workers.results import BUILDERS, make_objects
+from workers.seg import present_labels
 from workers.series import write_series
 from workers.volume import Volume, read_series
 
 log = logging.getLogger(__name__)
 
 _OF_FINDER = ("backend", "version", "precision", "gate_agreement", "gate_difference", "fallback_from")
-
-
-@dataclass(frozen=True)
-class ResultObject:
-    """One DICOM object to be delivered: a name for its file, its recipe, UID and bytes (PS3.10), and their sha256."""
-
-    name: str
-    form: str
-    sop_uid: str
-    data: bytes
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -170,31 +159,9 @@ class Pipeline:
         """Make the result objects of a series, and check their bytes."""
         manifest, volume, mask = self.manifest, arrived.volume, prediction.mask
         description = dict(self.engine.describe() if self.facts is None else self.facts)
-        with timed(arrived.timings_s, "write"):
-            # What was asked, not what was found: the parameters must be the same wherever the job is done again.
-            parameters = {**description, "overlap": f"{self.overlap:g}", "extraction": self.extraction}
-            height, width = manifest.patch
-            if description.get("precision") == "int8" and manifest.quantised is not None:
-                parameters["int8_sha256"] = manifest.quantised.digest
-            parameters["patch"] = f"fitted from {height}x{width}" if self.engine.flexible else f"{height}x{width}"
-            least = [f"{label.name} {label.least_mm3:g}" for label in manifest.labels if label.least_mm3]
-            if least:
-                parameters["least_mm3"] = ", ".join(least)
-            if self.extraction == "spine" and manifest.finder is not None:
-                parameters["finder_sha256"] = manifest.finder.digest
-            segmentation = build_segmentation(volume, mask, manifest, parameters, digest, self.seg, recipes[0])
-            data = write(segmentation)
-        with timed(arrived.timings_s, "check"):
-            check_segmentation(data, volume, mask, manifest)
-        result = ResultObject(
-            name=f"{segmentation.SeriesNumber}.seg.dcm",
-            form=recipes[0].key,
-            sop_uid=str(segmentation.SOPInstanceUID),
-            data=data,
-            sha256=hashlib.sha256(data).hexdigest(),
-        )
+        case = Case(volume, mask, manifest, self._parameters(description), digest, self.seg)
         return Bundle(
-            objects=(result,),
+            objects=make_objects(case, recipes, arrived.timings_s),
             timings_s=arrived.timings_s,
             volumes_ml=volumes_ml(mask, volume, manifest),
             engine=description,
@@ -203,6 +170,20 @@ class Pipeline:
             share=prediction.share,
             saved_s=prediction.saved_s,
         )
+
+    def _parameters(self, description: Mapping[str, str]) -> dict[str, str]:
+        """What was asked, not what was found: it must be the same wherever the job is done again."""
+        parameters = {**description, "overlap": f"{self.overlap:g}", "extraction": self.extraction}
+        height, width = self.manifest.patch
+        if description.get("precision") == "int8" and self.manifest.quantised is not None:
+            parameters["int8_sha256"] = self.manifest.quantised.digest
+        parameters["patch"] = f"fitted from {height}x{width}" if self.engine.flexible else f"{height}x{width}"
+        least = [f"{label.name} {label.least_mm3:g}" for label in self.manifest.labels if label.least_mm3]
+        if least:
+            parameters["least_mm3"] = ", ".join(least)
+        if self.extraction == "spine" and self.manifest.finder is not None:
+            parameters["finder_sha256"] = self.manifest.finder.digest
+        return parameters
 
     def __enter__(self) -> Pipeline:
         return self
@@ -302,4 +283,4 @@ def _warm_up(manifest: Manifest, seg: settings.Seg) -> None:
         return logits
 
     mask = predict_mask(volume, everything_is_the_first_label, manifest, overlap=0, batch=1).mask
-    check_segmentation(write(build_segmentation(volume, mask, manifest, {}, "", seg)), volume, mask, manifest)
+    make_objects(Case(volume, mask, manifest, {}, "", seg), [Recipe(form) for form in BUILDERS])

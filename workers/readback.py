@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from node.errors import InvalidResult
-from trt.manifest import Manifest
+from node.forms import Recipe
 from workers import codes
-from workers.seg import TELL_US, present_labels, renumbered, translated
+from workers.case import Case
+from workers.seg import present_labels, renumbered
 from workers.volume import Volume
+from workers.writing import TELL_US, translated
 
 # A result's frames lie on those of its source; decimal strings round far below this, and slices are never so close.
 POSITION_TOLERANCE_MM = 0.01
@@ -68,8 +70,8 @@ def read_segmentation(data: bytes, volume: Volume) -> tuple[NDArray[np.uint8], t
     return mask, segments
 
 
-def check_segmentation(data: bytes, volume: Volume, mask: NDArray[np.uint8], manifest: Manifest) -> None:
-    """Read the written bytes back and compare them with the mask (frames, rows, columns) uint8 they were made of.
+def check_segmentation(data: bytes, case: Case, recipe: Recipe) -> None:
+    """Read the written bytes of a recipe back and compare them with the mask of the case that they were made of.
 
     Raises
     ------
@@ -77,8 +79,9 @@ def check_segmentation(data: bytes, volume: Volume, mask: NDArray[np.uint8], man
         Voxels, labels, geometry, patient or references differ from the source and the mask. Nothing that fails here may
         leave the worker: without a reference per frame viewers draw overlays on wrong slices.
     """
+    volume, mask = case.volume, case.mask
     read, segments = read_segmentation(data, volume)
-    found = present_labels(mask, manifest)
+    found = present_labels(mask, case.manifest)
     if [s.label for s in segments] != [codes.meaning_of(label).words for label in found]:
         raise InvalidResult("the written segments are not the labels of the mask", TELL_US)
     if not np.array_equal(read, renumbered(mask, found)):

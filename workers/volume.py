@@ -51,7 +51,8 @@ class Volume:
     little.
 
     `sources` are headers without pixels: one per frame in the same order, or a single Enhanced MR one, and then
-    `frame_numbers` gives the number, from 1, that each frame of `voxels` has in it.
+    `frame_numbers` gives the number, from 1, that each frame of `voxels` has in it. `rescales` are slope and intercept
+    of each frame, by which stored values became those of `voxels`.
     """
 
     voxels: NDArray[np.float32]
@@ -62,6 +63,7 @@ class Volume:
     series_uid: str
     sources: tuple[Dataset, ...]
     frame_numbers: tuple[int, ...] = ()
+    rescales: tuple[tuple[float, float], ...] = ()
 
 
 def read_series(sources: Sequence[Path | Dataset]) -> Volume:
@@ -100,6 +102,7 @@ def read_series(sources: Sequence[Path | Dataset]) -> Volume:
             series_uid=str(images[0].header.SeriesInstanceUID),
             sources=_headers(images, frames, gap),
             frame_numbers=tuple(f.number for f in frames) if is_enhanced(images[0]) else (),
+            rescales=tuple((float(frame.slope), float(frame.intercept)) for frame in frames),
         )
 
 

@@ -11,11 +11,13 @@ from PIL import Image
 
 from node.errors import InvalidResult
 from node.settings import Seg
+from workers.case import Case
 from workers.codes import meaning_of
 from workers.overlay import BAND, HEIGHT, MARGIN, MAX_WIDTH, draw, write_picture
-from workers.seg import build_segmentation, write
+from workers.seg import build_segmentation
 from workers.series import Storage, write_series
 from workers.volume import read_series
+from workers.writing import write
 
 
 def picture(folder, manifest, small, *, label=1, spacing=(0.9, 0.9375, 0.9375), storage=None):
@@ -29,7 +31,7 @@ def picture(folder, manifest, small, *, label=1, spacing=(0.9, 0.9375, 0.9375), 
     # Frames of a volume run along the normal; those of the array may run against it.
     first = volume.sources[0].InstanceNumber
     mask = mask if (first == 1) != stored.reverse else mask[::-1]
-    data = write(build_segmentation(volume, np.ascontiguousarray(mask), manifest, {}, "", Seg()))
+    data = write(build_segmentation(Case(volume, np.ascontiguousarray(mask), manifest, {}, "", Seg())))
     return np.asarray(Image.open(io.BytesIO(draw(volume, data)))), volume, data
 
 

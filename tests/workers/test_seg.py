@@ -20,12 +20,14 @@ from node.records import RESEARCH_NOTICE
 from node.settings import Seg
 from trt.manifest import Code as LabelCode
 from trt.manifest import Label
+from workers.case import CHARACTER_SETS, Case
 from workers.codes import MEANINGS, Meaning, meaning_of
 from workers.enhanced import write_enhanced
 from workers.readback import check_segmentation, read_segmentation
-from workers.seg import build_segmentation, write
+from workers.seg import build_segmentation
 from workers.series import Storage, write_series
 from workers.volume import read_series
+from workers.writing import write
 
 ENGINE = {"backend": "openvino", "precision": "f32", "overlap": "0.5", "threads": "2", "device": "a CPU"}
 DIGEST = "ab" * 32
@@ -57,7 +59,15 @@ def mask(volume):
 
 
 def built(volume, mask, manifest, settings=None, recipe=DEFAULT[0]):
-    return write(build_segmentation(volume, mask, manifest, ENGINE, DIGEST, settings or Seg(), recipe))
+    return write(build_segmentation(case_of(volume, mask, manifest, settings), recipe))
+
+
+def case_of(volume, mask, manifest, settings=None, engine=ENGINE, digest=DIGEST):
+    return Case(volume, mask, manifest, engine, digest, settings or Seg())
+
+
+def check(data, volume, mask, manifest, recipe=DEFAULT[0]):
+    check_segmentation(data, case_of(volume, mask, manifest), recipe)
 
 
 def parsed(data):
@@ -74,7 +84,8 @@ def test_attributes_that_viewers_and_archives_need(volume, mask, manifest):
     assert (dataset.SeriesDate, dataset.SeriesTime) == (source.SeriesDate, source.SeriesTime)
     assert (dataset.ContentDate, dataset.ContentTime) == (source.SeriesDate, source.SeriesTime)
     assert dataset.SeriesNumber == source.SeriesNumber * 100 + 1
-    assert dataset.SeriesDescription == "PENN spine segmentation (research)"
+    model = f"{manifest.name} {manifest.version}"
+    assert dataset.SeriesDescription == f"PENN spine segmentation (research), {model}, SEG"
     assert dataset.ContentDescription == RESEARCH_NOTICE
     assert dataset.ContentLabel == "SPINE_SEG"
     assert dataset.Manufacturer == "pennode"
@@ -136,7 +147,7 @@ def test_another_reader_places_it_by_geometry_on_the_source_grid(omit, volume, m
     placed = segmentation.get_volume(combine_segments=True).match_geometry(geometry)
     np.testing.assert_array_equal(placed.array, mask)
     assert segmentation.NumberOfFrames == (10 if omit else 24)
-    check_segmentation(data, volume, mask, manifest)
+    check(data, volume, mask, manifest)
 
 
 def test_dciodvfy_finds_no_fault(volume, mask, manifest, tmp_path, dciodvfy):
@@ -150,13 +161,13 @@ def test_the_same_input_gives_the_same_bytes_at_another_time_and_on_another_host
     first = built(volume, mask, manifest)
     time.sleep(1.01)  # beyond the resolution of a DICOM time in seconds
     assert built(volume, mask, manifest) == first
-    busier = build_segmentation(volume, mask, manifest, {**ENGINE, "threads": "64", "device": "b"}, DIGEST, Seg())
-    assert write(busier) == first
+    busier = case_of(volume, mask, manifest, engine={**ENGINE, "threads": "64", "device": "b"})
+    assert write(build_segmentation(busier)) == first
 
 
 def test_uids_change_with_what_changes_the_result(volume, mask, manifest):
     def uids(manifest=manifest, engine=ENGINE, digest=DIGEST, settings=None, recipe=DEFAULT[0]):
-        dataset = build_segmentation(volume, mask, manifest, engine, digest, settings or Seg(), recipe)
+        dataset = build_segmentation(case_of(volume, mask, manifest, settings, engine, digest), recipe)
         return dataset.SOPInstanceUID, dataset.SeriesInstanceUID, dataset.SegmentSequence[0].TrackingUID
 
     plain = uids()
@@ -181,29 +192,40 @@ def test_only_labels_that_occur_become_segments(volume, mask, manifest):
         (2, "Intervertebral disc"),
         (3, "Neoplasm"),
     ]
-    check_segmentation(data, volume, mask, manifest)
+    check(data, volume, mask, manifest)
 
 
 def test_one_label_on_one_slice(volume, mask, manifest):
     mask[...] = 0
     mask[3, 5, 5] = 3
-    check_segmentation(built(volume, mask, manifest), volume, mask, manifest)
+    check(built(volume, mask, manifest), volume, mask, manifest)
 
 
 def test_an_empty_mask_is_refused(volume, mask, manifest):
     with pytest.raises(Unsuitable, match="no spine structure was found"):
-        build_segmentation(volume, mask * 0, manifest, ENGINE, DIGEST, Seg())
+        build_segmentation(case_of(volume, mask * 0, manifest))
 
 
-def test_a_mask_of_another_shape_is_refused(volume, mask, manifest):
+@pytest.mark.parametrize("odd", [lambda m: m[1:], lambda m: m.swapaxes(1, 2), lambda m: m.astype(np.int16)])
+def test_a_mask_of_another_grid_or_type_is_refused(odd, volume, mask, manifest):
     with pytest.raises(InvalidResult, match="does not lie on the grid"):
-        build_segmentation(volume, mask[1:], manifest, ENGINE, DIGEST, Seg())
+        case_of(volume, odd(mask), manifest)
+
+
+def test_a_value_that_the_manifest_does_not_know_is_refused(volume, mask, manifest):
+    mask[2, 2, 2] = 9
+    with pytest.raises(InvalidResult, match="holds the value 9, and the model has labels up to 4 only"):
+        case_of(volume, mask, manifest)
+
+
+def test_character_sets_are_those_that_highdicom_takes():
+    assert {value.value for value in hd.SpecificCharacterSetValues} == CHARACTER_SETS
 
 
 def test_a_label_without_a_code_is_a_configuration_error(volume, mask, manifest):
     odd = dataclasses.replace(manifest, labels=(Label(1, "gall bladder"), *manifest.labels[1:]))
     with pytest.raises(ConfigurationError, match="'gall bladder'"):
-        build_segmentation(volume, mask, odd, ENGINE, DIGEST, Seg())
+        build_segmentation(case_of(volume, mask, odd))
 
 
 def test_a_manifest_says_itself_what_its_labels_mean(manifest):
@@ -287,7 +309,7 @@ def test_odd_headers_do_not_cost_the_result(keyword, value, kept, tmp_path, smal
     before = str(volume.sources[0])
     mask = labels(volume.voxels.shape)
     data = built(volume, mask, manifest)
-    check_segmentation(data, volume, mask, manifest)
+    check(data, volume, mask, manifest)
     assert parsed(data)[keyword].value == kept
     assert str(volume.sources[0]) == before, "the source's headers stay as they are"
 
@@ -301,7 +323,7 @@ def test_a_slice_thickness_of_no_use_is_that_of_the_gap(value, tmp_path, small, 
     volume = read_series(datasets)
     mask = labels(volume.voxels.shape)
     data = built(volume, mask, manifest)
-    check_segmentation(data, volume, mask, manifest)
+    check(data, volume, mask, manifest)
     measures = parsed(data).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert measures.SliceThickness == measures.SpacingBetweenSlices == pytest.approx(0.9)
 
@@ -323,7 +345,7 @@ def test_a_name_that_differs_from_the_first_of_several_is_not_let_through(tmp_pa
     mask = labels(volume.voxels.shape)
     data = tampered(lambda d: setattr(d, "PatientName", "Geheim^Anna"))(built(volume, mask, manifest))
     with pytest.raises(InvalidResult, match="another patient"):
-        check_segmentation(data, volume, mask, manifest)
+        check(data, volume, mask, manifest)
 
 
 def test_slices_that_are_a_little_uneven_keep_their_positions_and_other_readers_form_the_volume(
@@ -336,7 +358,7 @@ def test_slices_that_are_a_little_uneven_keep_their_positions_and_other_readers_
     volume = read_series(datasets)
     mask = labels(volume.voxels.shape)
     data = built(volume, mask, manifest, recipe=Recipe(Form.SEG, all_frames=True))
-    check_segmentation(data, volume, mask, manifest)
+    check(data, volume, mask, manifest)
     written = {
         tuple(g.PlanePositionSequence[0].ImagePositionPatient) for g in parsed(data).PerFrameFunctionalGroupsSequence
     }
@@ -440,9 +462,9 @@ TAMPERING = {
 def test_a_false_object_does_not_pass_the_gate(case, volume, mask, manifest):
     change, expected = TAMPERING[case]
     data = built(volume, mask, manifest)
-    check_segmentation(data, volume, mask, manifest)
+    check(data, volume, mask, manifest)
     with pytest.raises(InvalidResult, match=expected) as caught:
-        check_segmentation(tampered(change)(data), volume, mask, manifest)
+        check(tampered(change)(data), volume, mask, manifest)
     assert "SOMEBODY" not in str(caught.value)
     assert "PHANTOM" not in str(caught.value)
 

@@ -17,12 +17,14 @@ from node.settings import Seg
 from trt.cases import DatasetError
 from trt.dataset import read_folder
 from trt.phantom import spine_phantom
+from workers.case import Case
 from workers.codes import MEANINGS
 from workers.enhanced import write_enhanced
 from workers.grid import resampling, to_canonical, to_model
-from workers.seg import build_segmentation, write
+from workers.seg import build_segmentation
 from workers.series import Storage, write_series
 from workers.volume import read_series
+from workers.writing import write
 
 NAMES = ("vertebra", "spinal canal", "intervertebral disc", "neoplasm")
 STORAGES = [
@@ -55,7 +57,7 @@ def stored(mask, storage):
 def own(path, volume, mask, manifest):
     """Write a Segmentation as the node writes its results."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(write(build_segmentation(volume, np.ascontiguousarray(mask), manifest, {}, "", Seg())))
+    path.write_bytes(write(build_segmentation(Case(volume, np.ascontiguousarray(mask), manifest, {}, "", Seg()))))
     return path
 
 

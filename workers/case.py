@@ -1,0 +1,133 @@
+"""What all result objects of one series share: the mask, the model, the source's headers, and their identity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from node.errors import InvalidResult
+from node.forms import Form, Recipe
+from node.records import derived_uid
+from node.settings import Seg
+from trt.manifest import Manifest
+from workers.frames import copied
+from workers.volume import Volume
+from workers.writing import TELL_US, translated
+
+# What an engine says of itself but does not change the mask differs between hosts, and stays out of the objects.
+_HOST_ONLY = frozenset({"threads", "batch", "device"})
+# What was found rather than asked: it is told, and another host may find it a little otherwise for the same object.
+_GATE = ("gate_agreement", "gate_difference", "gate_reference", "fallback_from")
+_FOUND = frozenset((*_GATE, *(f"finder_{name}" for name in _GATE)))
+# Of the defined terms of Specific Character Set (PS3.3 C.12.1.1.2) those that highdicom takes; see the test.
+_ALONE = (13, 100, 101, 109, 110, 126, 127, 138, 144, 148, 166, 203)
+CHARACTER_SETS = frozenset(
+    {f"ISO_IR {n}" for n in (*_ALONE, 192)} | {f"ISO 2022 IR {n}" for n in (*_ALONE, 6, 58, 87, 159)} | {"GB18030", "GBK"}
+)
+_UTF8 = "ISO_IR 192"
+_NUMBER = re.compile(r"\d{1,12}")
+_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
+_LONG_STRING = 64  # characters of LO (PS3.5 6.2)
+# The last two digits of a result's Series Number.
+_NUMBERS = {form: number for number, form in enumerate(Form, 1)}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What the results of one series are made of.
+
+    `mask` is (frames, rows, columns) uint8 on the grid of `volume`, values as in `manifest.labels`, 0 background.
+    `parameters` are those of the algorithm, as they go into objects; `digest` is that of the input.
+
+    Raises `InvalidResult` for a mask of another grid or type, or with a value that the manifest does not know.
+    """
+
+    volume: Volume
+    mask: NDArray[np.uint8]
+    manifest: Manifest
+    parameters: Mapping[str, str]
+    digest: str
+    settings: Seg
+
+    def __post_init__(self) -> None:
+        if self.mask.shape != self.volume.voxels.shape or self.mask.dtype != np.uint8:
+            raise InvalidResult("the mask does not lie on the grid of its series", TELL_US)
+        highest = int(self.mask.max(initial=0))
+        if highest > len(self.manifest.labels):
+            raise InvalidResult(
+                f"the mask holds the value {highest}, and the model has labels up to {len(self.manifest.labels)} only",
+                TELL_US,
+            )
+
+    @cached_property
+    def sources(self) -> tuple[Dataset, ...]:
+        """The volume's headers with what result objects need of them; values that they cannot take are left empty."""
+        with translated():
+            return tuple(_complete(source) for source in self.volume.sources)
+
+    @cached_property
+    def when(self) -> tuple[str, str]:
+        """Date (DA) and time (TM) of the series, the first of its own that is valid; no clock is asked."""
+        first = self.sources[0]
+        for kind in ("Series", "Acquisition", "Content", "Study"):
+            date = _matching(_DATE, first.get(f"{kind}Date"))
+            if date:
+                return date, _matching(_TIME, first.get(f"{kind}Time")) or "000000"
+        return "19000101", "000000"
+
+    @property
+    def told(self) -> dict[str, str]:
+        """The algorithm's parameters that go into objects, with the digests of model and input."""
+        told = {k: v for k, v in sorted(self.parameters.items()) if k not in _HOST_ONLY}
+        return told | {"model_sha256": self.manifest.digest, "input_sha256": self.digest}
+
+    def uid(self, what: str, recipe: Recipe, *more: str) -> str:
+        """Return a UID of a result: the same for the same series, input, model, parameters, settings and recipe."""
+        asked = {k: v for k, v in self.told.items() if k not in _FOUND}
+        identity = (self.volume.series_uid, version("pennode"), repr(asked), self.settings.model_dump_json())
+        return derived_uid(what, *identity, recipe.key, *more)
+
+    def series_number(self, form: Form) -> int:
+        """Return the Series Number of a form's results.
+
+        The source's number leads, so that a PACS lists the result beside it; IS holds 31 bits.
+        """
+        number = int(_matching(_NUMBER, self.sources[0].get("SeriesNumber")) or 0)
+        return number % (2**31 // 100) * 100 + _NUMBERS[form]
+
+    def series_description(self, recipe: Recipe) -> str:
+        """Return what tells this result from others of the series: the words of the settings, model and recipe."""
+        ending = f", {self.manifest.name[:24]} {self.manifest.version[:12]}, {recipe.key}"
+        return self.settings.series_description[: _LONG_STRING - len(ending)] + ending
+
+
+def _complete(source: Dataset) -> Dataset:
+    """Return a copy of a source's header with what highdicom insists on; a value it cannot take is left empty.
+
+    Archives hold headers without Study ID, or with a birth date of free text; neither is a reason to have no result.
+    """
+    header = copied(source)
+    for keyword in ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName"):
+        if header.get(keyword) is None:
+            setattr(header, keyword, "")
+    for keyword in ("PatientBirthDate", "StudyDate"):
+        setattr(header, keyword, _matching(_DATE, header.get(keyword)))
+    header.StudyTime = _matching(_TIME, header.get("StudyTime"))
+    header.PatientSex = _matching(re.compile("[MFO]"), header.get("PatientSex"))
+    given = header.get("SpecificCharacterSet")
+    if given and not set([given] if isinstance(given, str) else given) <= CHARACTER_SETS:
+        header.SpecificCharacterSet = _UTF8
+    return header
+
+
+def _matching(pattern: re.Pattern[str], value: object) -> str:
+    text = "" if value is None else str(value).strip()
+    return text if pattern.fullmatch(text) else ""

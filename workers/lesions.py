@@ -1,0 +1,219 @@
+"""The lesions of a mask, one by one: the connected parts of each abnormal label, with their size and identity.
+
+What a segment, a line of the report and a contour speak of is found here once, so that all of them mean the same lesion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError
+
+from node.records import derived_uid
+from trt.manifest import Label, Manifest
+from workers.codes import meaning_of
+from workers.volume import Volume
+
+MOST = 20  # of one label: what a person can look through; the parts beyond are one lesion together
+_ABNORMAL = "49755003"  # SCT, Morphologically Abnormal Structure (PS3.16 CID 7150)
+_FLAT = 1e-6  # mm; points nearer to a line or plane than this lie on it
+_BLOCK = 512  # rows of the table of distances at a time
+
+Points = NDArray[np.float64]
+Ends = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Diameter:
+    """The longest distance between two voxel centres, in mm, and these two in the patient's LPS system, in mm.
+
+    A lesion of one voxel has 0 mm.
+    """
+
+    mm: float
+    ends: Ends
+
+
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """One connected part of an abnormal label, or the smallest parts together.
+
+    `number` counts the lesions of one label from 1 by falling volume. `box` is where it lies in the mask (frames, rows,
+    columns), and `inside` bool which voxels of that box it has. `diameter` is in space, `in_slice` the longest within
+    one frame, `slice_frame`; both are None for `parts` above 1, that is, for the smallest ones together. `frames` are
+    those that show it, from 0, in rising order.
+    """
+
+    label: Label
+    number: int
+    parts: int
+    box: tuple[slice, slice, slice]
+    inside: NDArray[np.bool_]
+    volume_ml: float
+    diameter: Diameter | None
+    in_slice: Diameter | None
+    slice_frame: int | None
+    frames: tuple[int, ...]
+    tracking_id: str
+    tracking_uid: str
+
+
+def is_abnormal(label: Label) -> bool:
+    """Tell whether a label is of the category Morphologically Abnormal Structure."""
+    return meaning_of(label).category[0] == _ABNORMAL
+
+
+def find_lesions(
+    volume: Volume, mask: NDArray[np.uint8], manifest: Manifest, identity: Sequence[str]
+) -> tuple[Lesion, ...]:
+    """Return the lesions in `mask` (frames, rows, columns) uint8, label by label, the largest of each first.
+
+    Voxels that touch by a face, an edge or a corner belong together (26 neighbours). Of one label at most `MOST` are
+    returned; where there are more, the last is all the smallest together. `identity` is what the mask follows from:
+    tracking UIDs are derived from it, since the second lesion of another mask may be another one.
+    """
+    found: list[Lesion] = []
+    for label in manifest.labels:
+        if is_abnormal(label):
+            found += _of_label(volume, mask == label.value, label, identity)
+    return tuple(found)
+
+
+def frame_ml(volume: Volume) -> NDArray[np.float64]:
+    """Return the volume (frames,) in ml of one voxel of each frame.
+
+    A frame reaches half way to each of its neighbours, so that unevenly spaced slices count for what they stand for;
+    the first and the last reach as far outwards as inwards.
+    """
+    normal = volume.affine[:3, 0] / np.linalg.norm(volume.affine[:3, 0])
+    heights = (volume.positions - volume.positions[0]) @ normal
+    gaps = np.diff(heights) if len(heights) > 1 else np.array([volume.spacing[0]])
+    thickness = (np.concatenate([gaps[:1], gaps]) + np.concatenate([gaps, gaps[-1:]]))[: len(heights)] / 2
+    return np.asarray(thickness * volume.spacing[1] * volume.spacing[2] / 1000)
+
+
+def _of_label(volume: Volume, marked: NDArray[np.bool_], label: Label, identity: Sequence[str]) -> Iterator[Lesion]:
+    if not marked.any():
+        return
+    box = _box(marked)
+    parts, count = ndimage.label(marked[box], np.ones((3, 3, 3)))
+    where = np.nonzero(parts)
+    sizes = np.bincount(parts[where], weights=frame_ml(volume)[where[0] + box[0].start], minlength=count + 1)[1:]
+    order = np.argsort(-sizes, kind="stable") + 1  # equal ones in the order of their first voxels
+    alone = order if count <= MOST else order[: MOST - 1]
+    boxes = ndimage.find_objects(parts)
+    for number, part in enumerate(alone, 1):
+        near = boxes[part - 1]
+        yield _lesion(volume, label, number, 1, _moved(near, box), parts[near] == part, float(sizes[part - 1]), identity)
+    rest = order[len(alone) :]
+    if len(rest):
+        inside = np.isin(parts, rest)
+        near = _box(inside)
+        size = float(sizes[rest - 1].sum())
+        yield _lesion(volume, label, MOST, len(rest), _moved(near, box), inside[near], size, identity)
+
+
+def _lesion(
+    volume: Volume,
+    label: Label,
+    number: int,
+    parts: int,
+    box: tuple[slice, slice, slice],
+    inside: NDArray[np.bool_],
+    volume_ml: float,
+    identity: Sequence[str],
+) -> Lesion:
+    frames = tuple(int(frame) + box[0].start for frame in np.flatnonzero(inside.any(axis=(1, 2))))
+    diameter, in_slice, slice_frame = None, None, None
+    if parts == 1:
+        edge, points = _edge(volume, box, inside)
+        diameter = longest(points)
+        planes = [(frame, longest(points[edge == frame])) for frame in frames]
+        slice_frame, in_slice = max(planes, key=lambda plane: plane[1].mm)
+    words = meaning_of(label).words
+    return Lesion(
+        label=label,
+        number=number,
+        parts=parts,
+        box=box,
+        inside=inside,
+        volume_ml=volume_ml,
+        diameter=diameter,
+        in_slice=in_slice,
+        slice_frame=slice_frame,
+        frames=frames,
+        tracking_id=f"{words} {number}" if parts == 1 else f"{words}, {parts} smaller",
+        tracking_uid=derived_uid("tracking lesion", *identity, label.name, str(number)),
+    )
+
+
+def longest(points: Points) -> Diameter:
+    """Return the two of `points` (n, 3) mm that lie farthest apart.
+
+    They are corners of the convex hull, and only these are compared with each other; the first pair wins a tie.
+    """
+    corners = points[_hull(points)]
+    best = (-1.0, 0, 0)
+    for start in range(0, len(corners), _BLOCK):
+        block = corners[start : start + _BLOCK]
+        squares = ((block[:, None] - corners[None]) ** 2).sum(axis=2)
+        first, second = np.unravel_index(int(squares.argmax()), squares.shape)
+        if squares[first, second] > best[0]:
+            best = (float(squares[first, second]), start + int(first), int(second))
+    return Diameter(best[0] ** 0.5, (_point(corners[best[1]]), _point(corners[best[2]])))
+
+
+def _point(values: Points) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _hull(points: Points) -> NDArray[np.intp]:
+    """Return the indices of points among which the corners of the convex hull are, whatever it spans, rising."""
+    centred = points - points.mean(axis=0)
+    _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
+    rank = int((lengths > _FLAT).sum())
+    if len(points) <= 4 or rank == 0:
+        return np.arange(len(points))
+    along = centred @ axes[:rank].T
+    if rank == 1:
+        return np.unique([int(along.argmin()), int(along.argmax())])
+    try:
+        return np.sort(ConvexHull(along).vertices)
+    except QhullError:  # as good as flat, by Qhull's own measure: rows' ends are few enough to compare
+        return np.arange(len(points))
+
+
+def _edge(
+    volume: Volume, box: tuple[slice, slice, slice], inside: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], Points]:
+    """Return frames (n,) and centres (n, 3) in mm of the first and last voxel of each row: no other is a hull's corner."""
+    frames, rows = np.nonzero(inside.any(axis=2))
+    lines = inside[frames, rows]
+    first, last = lines.argmax(axis=1), lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)
+    frames, rows = np.tile(frames, 2) + box[0].start, np.tile(rows, 2) + box[1].start
+    columns = np.concatenate([first, last]) + box[2].start
+    steps = volume.affine[:3, 1:3]
+    return frames, volume.positions[frames] + np.stack([rows, columns], axis=1) @ steps.T
+
+
+def _box(marked: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Return the smallest box that holds all that is marked; something must be."""
+    planes = np.flatnonzero(marked.any(axis=(1, 2)))
+    flat = marked[planes[0] : planes[-1] + 1].any(axis=0)
+    rows, columns = np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0))
+    return (
+        slice(int(planes[0]), int(planes[-1]) + 1),
+        slice(int(rows[0]), int(rows[-1]) + 1),
+        slice(int(columns[0]), int(columns[-1]) + 1),
+    )
+
+
+def _moved(near: tuple[slice, ...], box: tuple[slice, ...]) -> tuple[slice, slice, slice]:
+    frames, rows, columns = (
+        slice(inner.start + outer.start, inner.stop + outer.start) for inner, outer in zip(near, box, strict=True)
+    )
+    return frames, rows, columns

@@ -1,0 +1,295 @@
+"""A result in figures: a measurement report (PS3.16 TID 1500) as Comprehensive 3D SR (PS3.3 A.35.13).
+
+One measurement group per segment: of a volume (TID 1411) where a segmentation goes with the report, else of source
+images (TID 1501). Lesions come first, with volume, longest diameter and level. That there is no lesion in the mask
+is said in words and in code, and that this does not mean that there is none.
+
+Built after the public text of IHE AI Results: a TID 1500 report as root that refers to segments and source images, with
+tracking identifiers. Conformance to the profile is not claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import highdicom.sr as sr
+import numpy as np
+from pydicom import Dataset
+from pydicom.sr.coding import Code
+
+from node.forms import Recipe
+from node.records import RESEARCH_NOTICE, derived_uid
+from trt.manifest import Label
+from workers.case import Case
+from workers.codes import meaning_of
+from workers.heading import equip, equipment, image_of, read_back, references_in, refuse_unless
+from workers.lesions import Lesion, frame_ml, is_abnormal
+from workers.segments import Segment
+from workers.writing import translated
+
+_VOLUME = Code("118565006", "SCT", "Volume")
+_LONGEST = Code("103339001", "SCT", "Long axis")
+_ML, _MM = Code("cm3", "UCUM", "cubic centimeter"), Code("mm", "UCUM", "millimeter")
+_SUMMED = Code("126030", "DCM", "Sum of segmented voxel method for volume")
+_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+_COMMENT = Code("121106", "DCM", "Comment")
+_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
+_SUMMARY = Code("111017", "DCM", "CAD Processing and Findings Summary")
+_WITH = Code("111242", "DCM", "All algorithms succeeded; with findings")
+_WITHOUT = Code("111241", "DCM", "All algorithms succeeded; without findings")
+_PROCEDURE = Code("25056-3", "LN", "MRI unspecified body region")  # CID 100 has none of the spine
+_NONE = "No {} was segmented. This does not show that there is none."
+
+Made = Mapping[str, Dataset]
+
+
+def build_report(case: Case, recipe: Recipe, made: Made) -> Sequence[Dataset]:
+    """Return the report of a case; it refers to the segmentation that was made by the recipe of key `recipe.of`.
+
+    Raises
+    ------
+    Unsuitable
+        The mask is empty.
+    InvalidResult
+        highdicom refuses to build the object, or the segmentation is not among those made.
+    """
+    refuse_unless(not recipe.of or recipe.of in made, f"the report refers to {recipe.of}, which was not made")
+    segmentation = made.get(recipe.of)
+    with translated("report"):
+        groups = [_group(case, segment, segmentation) for segment in _ordered(case)]
+        groups += [_nothing(case, label) for label in _without(case)]
+        context = sr.ObservationContext(observer_device_context=_observer(case))
+        content = sr.MeasurementReport(
+            context, _PROCEDURE, groups, title=Code("126000", "DCM", "Imaging Measurement Report")
+        )
+        content[0].ContentSequence.append(_evaluations(case))
+        evidence = [*case.sources, *([segmentation] if segmentation is not None else [])]
+        told = equipment(case)
+        report = sr.Comprehensive3DSR(
+            evidence=evidence,
+            content=content[0],
+            series_instance_uid=case.uid(f"{recipe.form} series", recipe),
+            series_number=case.series_number(recipe.form),
+            sop_instance_uid=case.uid(f"{recipe.form} instance", recipe),
+            instance_number=1,
+            manufacturer=told["Manufacturer"],
+            manufacturer_model_name=told["ManufacturerModelName"],
+            software_versions=tuple(told["SoftwareVersions"]),
+            device_serial_number=told["DeviceSerialNumber"],
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+            specific_character_set=case.sources[0].get("SpecificCharacterSet"),
+        )
+        equip(report, case, recipe)
+    return (report,)
+
+
+def _ordered(case: Case) -> list[Segment]:
+    return sorted(case.segments.listed, key=lambda segment: (segment.lesion is None, segment.number))
+
+
+def _without(case: Case) -> list[Label]:
+    """Return the abnormal labels of the model that do not occur in the mask."""
+    found = {lesion.label for lesion in case.lesions}
+    return [label for label in case.manifest.labels if is_abnormal(label) and label not in found]
+
+
+def _group(case: Case, segment: Segment, segmentation: Dataset | None) -> object:
+    lesion = None if segment.lesion is None else case.lesions[segment.lesion]
+    meaning = segment.meaning
+    inside = case.segments.mask == segment.number
+    ml = lesion.volume_ml if lesion else float(inside.sum(axis=(1, 2)) @ frame_ml(case.volume))
+    measurements = [sr.Measurement(_VOLUME, _figure(ml), _ML, method=_SUMMED)]
+    if lesion is not None and lesion.diameter is not None:
+        measurements.append(sr.Measurement(_LONGEST, _figure(lesion.diameter.mm), _MM))
+    shared = {
+        "tracking_identifier": sr.TrackingIdentifier(segment.tracking_uid, segment.words),
+        "finding_category": Code(*meaning.category),
+        "finding_type": Code(*meaning.type),
+        "finding_sites": _sites(case, segment, lesion),
+        "algorithm_id": _algorithm(case),
+        "measurements": measurements,
+    }
+    if segmentation is not None:
+        source = sr.SourceSeriesForSegmentation(case.volume.series_uid)
+        reference = sr.ReferencedSegment(
+            segmentation.SOPClassUID, segmentation.SOPInstanceUID, segment.number, source_series=source
+        )
+        group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=reference, **shared)
+    else:
+        frames = lesion.frames if lesion else [frame for frame, plane in enumerate(inside) if plane.any()]
+        group = sr.MeasurementsAndQualitativeEvaluations(source_images=_images(case, frames), **shared)
+    return group
+
+
+def _figure(value: float) -> float:
+    """Return a figure with no more digits than it is worth; DS holds 16 characters (PS3.5 6.2)."""
+    return float(f"{value:.4g}")
+
+
+def _sites(case: Case, segment: Segment, lesion: Lesion | None) -> list[sr.FindingSite] | None:
+    if segment.meaning.region is None:
+        return None
+    level = level_of(case, lesion) if lesion is not None else None
+    modifier = Code(*level.meaning.type) if level is not None else None
+    return [sr.FindingSite(Code(*segment.meaning.region), topographical_modifier=modifier)]
+
+
+def level_of(case: Case, lesion: Lesion) -> Segment | None:
+    """Return the vertebra that lies nearest to a lesion, if its level is known; None if another one is nearer.
+
+    Distances are those from the voxel in the middle of the lesion to voxels of vertebrae, in mm.
+    """
+    voxels = np.argwhere(lesion.inside) + [part.start for part in lesion.box]
+    steps, mask = case.volume.affine[:3, :3], case.segments.mask
+    middle = voxels[np.argmin((((voxels - voxels.mean(axis=0)) @ steps.T) ** 2).sum(axis=1))]
+    named = {segment.number: segment for segment in case.segments.listed if segment.level}
+    alike = {segment.label for segment in named.values()}
+    vertebrae = [segment.number for segment in case.segments.listed if segment.label in alike]
+    if not named:
+        return None
+    others = np.argwhere(np.isin(mask, vertebrae))
+    nearest = others[np.argmin((((others - middle) @ steps.T) ** 2).sum(axis=1))]
+    return named.get(int(mask[tuple(nearest)]))
+
+
+def _images(case: Case, frames: Sequence[int]) -> list[sr.SourceImageForMeasurementGroup]:
+    """Return references to the source images of `frames`, one per instance."""
+    if case.volume.frame_numbers:
+        only = case.sources[0]
+        numbers = sorted(case.volume.frame_numbers[frame] for frame in frames)
+        return [sr.SourceImageForMeasurementGroup(only.SOPClassUID, only.SOPInstanceUID, numbers)]
+    return [
+        sr.SourceImageForMeasurementGroup(image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID)
+        for image in (image_of(case, frame) for frame in frames)
+    ]
+
+
+def _nothing(case: Case, label: Label) -> object:
+    """Return a group that says that the mask has no voxel of an abnormal label."""
+    meaning = meaning_of(label)
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            derived_uid("tracking none", *case.identity, label.name), f"No {meaning.words.lower()}"
+        ),
+        finding_category=Code(*meaning.category),
+        finding_type=Code(*meaning.type),
+        algorithm_id=_algorithm(case),
+        qualitative_evaluations=[sr.QualitativeEvaluation(_SUMMARY, _WITHOUT)],
+        source_images=_images(case, range(len(case.mask))),
+    )
+    group[0].ContentSequence.append(_comment(_NONE.format(meaning.words.lower())))
+    return group
+
+
+def _evaluations(case: Case) -> sr.ContainerContentItem:
+    """Return what holds for the whole report: for whom it is, and whether anything abnormal was segmented."""
+    container = sr.ContainerContentItem(_EVALUATIONS, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+    container.ContentSequence = sr.ContentSequence()
+    container.ContentSequence.append(_comment(RESEARCH_NOTICE))
+    for evaluation in sr.QualitativeEvaluation(_SUMMARY, _WITH if case.lesions else _WITHOUT):
+        container.ContentSequence.append(evaluation)
+    container.ContentSequence.extend(
+        _comment(_NONE.format(meaning_of(label).words.lower())) for label in _without(case)
+    )
+    return container
+
+
+def _comment(words: str) -> sr.TextContentItem:
+    return sr.TextContentItem(_COMMENT, words, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+
+
+def _observer(case: Case) -> sr.ObserverContext:
+    return sr.ObserverContext(
+        observer_type=Code("121007", "DCM", "Device"),
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=derived_uid("device", case.manifest.name, case.manifest.version, case.manifest.digest),
+            name="pennode",
+            manufacturer_name="pennode",
+            model_name=case.manifest.name,
+            serial_number=case.manifest.digest,
+        ),
+    )
+
+
+def _algorithm(case: Case) -> sr.AlgorithmIdentification:
+    return sr.AlgorithmIdentification(
+        name=case.manifest.name,
+        version=case.manifest.version,
+        parameters=[f"{name}={value}" for name, value in case.told.items()],
+        family=_INTELLIGENCE,
+        manufacturer="pennode",
+    )
+
+
+def check_report(data: bytes, case: Case, recipe: Recipe) -> None:
+    """Read a report back from its bytes; each segment must have its group, with its identity and its volume.
+
+    Raises
+    ------
+    InvalidResult
+        Patient, study, references, flags, notice, groups or figures are not those of the case.
+    """
+    report = read_back(data, case, recipe, "report")
+    with translated("report"):
+        flags = str(report.PreliminaryFlag), str(report.VerificationFlag)
+        evidence = {uid for uid, _ in references_in(report.CurrentRequestedProcedureEvidenceSequence)}
+        items = list(_walk(report.ContentSequence))
+        cited = {uid for entry in items for uid, _ in references_in(entry.get("ReferencedSOPSequence", ()))}
+        comments = [str(entry.TextValue) for entry in items if _is(entry, _COMMENT)]
+        evaluations = [entry.ConceptCodeSequence[0].CodeValue for entry in items if _is(entry, _SUMMARY)]
+        groups = {}
+        for entry in items:
+            if _is(entry, _GROUP):
+                content = list(entry.ContentSequence)
+                (uid,) = (str(inner.UID) for inner in content if _is(inner, _TRACKING))
+                volumes = [
+                    float(inner.MeasuredValueSequence[0].NumericValue) for inner in content if _is(inner, _VOLUME)
+                ]
+                segments = [
+                    int(inner.ReferencedSOPSequence[0].ReferencedSegmentNumber)
+                    for inner in content
+                    if _is(inner, _SEGMENT)
+                ]
+                groups[uid] = volumes, segments
+    refuse_unless(flags == ("PRELIMINARY", "UNVERIFIED"), "the written report says that somebody has verified it")
+    refuse_unless(RESEARCH_NOTICE in comments, "the written report does not say that it is for research")
+    refuse_unless(
+        {str(source.SOPInstanceUID) for source in case.volume.sources} <= evidence and cited <= evidence,
+        "the written report does not name all that it refers to",
+    )
+    refuse_unless(
+        (_WITH if case.lesions else _WITHOUT).value in evaluations,
+        "the written report does not say whether something abnormal was segmented",
+    )
+    counts = np.bincount(case.segments.mask.ravel(), minlength=256)
+    voxel_ml = float(np.prod(case.volume.spacing)) / 1000
+    for segment in case.segments.listed:
+        volumes, segments = groups.get(segment.tracking_uid, ([], []))
+        expected = counts[segment.number] * voxel_ml
+        refuse_unless(
+            len(volumes) == 1 and abs(volumes[0] - expected) <= _UNEVEN * expected,
+            "a volume in the written report is not that of its segment",
+        )
+        refuse_unless(
+            segments == ([segment.number] if recipe.of else []), "the written report refers to another segment"
+        )
+
+
+_GROUP = Code("125007", "DCM", "Measurement Group")
+_TRACKING = Code("112040", "DCM", "Tracking Unique Identifier")
+_SEGMENT = Code("121191", "DCM", "Referenced Segment")
+_UNEVEN = 0.06  # slices may be uneven by 5 %, figures have four digits
+
+
+def _is(entry: Dataset, name: Code) -> bool:
+    """Tell whether a content item has a name."""
+    given = entry.ConceptNameCodeSequence[0]
+    return (given.CodeValue, given.CodingSchemeDesignator) == (name.value, name.scheme_designator)
+
+
+def _walk(items: Sequence[Dataset]) -> Iterator[Dataset]:
+    for entry in items:
+        yield entry
+        yield from _walk(entry.get("ContentSequence", ()))

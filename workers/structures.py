@@ -1,0 +1,178 @@
+"""A result as an RT Structure Set (PS3.3 A.19), for systems that take contours rather than segmentations.
+
+One ROI per segment, one closed contour per region and slice, along the edges of the pixels. A hole is joined to its
+outer line by a channel of no width (keyhole, PS3.3 C.8.8.6.3): readers need not know that contours may cut each other
+out. Implicit VR Little Endian, since a long contour has no place in an explicit VR of 64 KiB. The interpreted type of
+lesions stays empty: GTV and its kin are a physician's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+
+from node.forms import Recipe
+from node.records import RESEARCH_NOTICE
+from workers.case import Case
+from workers.heading import begin, coded, image_of, images_of, item, read_back, references_in, refuse_unless
+from workers.lesions import frame_ml, is_abnormal
+from workers.outlines import in_mm, keyhole, regions
+from workers.segments import Segment
+from workers.writing import translated
+
+_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired, but asked for (PS3.3 C.8.8.5)
+_DIGITS = 4  # of a mm
+
+
+def build_structure_set(case: Case, recipe: Recipe, _: object) -> Sequence[Dataset]:
+    """Return the structure set of a case.
+
+    Raises
+    ------
+    Unsuitable
+        The mask is empty.
+    InvalidResult
+        The object cannot be built.
+    """
+    segments = case.segments
+    with translated("structure set"):
+        dataset = begin(case, recipe, "RTSTRUCT")
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        for keyword in ("ContentDate", "ContentTime"):  # of no module here
+            delattr(dataset, keyword)
+        dataset.OperatorsName = ""
+        dataset.FrameOfReferenceUID = case.volume.frame_of_reference_uid
+        dataset.PositionReferenceIndicator = ""
+        dataset.StructureSetLabel = "SPINE_SEG"
+        dataset.StructureSetName = f"{case.manifest.name} {case.manifest.version}"[:64]
+        dataset.StructureSetDescription = RESEARCH_NOTICE
+        dataset.StructureSetDate, dataset.StructureSetTime = case.when
+        series = item(SeriesInstanceUID=case.volume.series_uid, ContourImageSequence=images_of(case))
+        study = item(
+            ReferencedSOPClassUID=_STUDY_CLASS,
+            ReferencedSOPInstanceUID=case.sources[0].StudyInstanceUID,
+            RTReferencedSeriesSequence=[series],
+        )
+        dataset.ReferencedFrameOfReferenceSequence = [
+            item(FrameOfReferenceUID=case.volume.frame_of_reference_uid, RTReferencedStudySequence=[study])
+        ]
+        dataset.StructureSetROISequence = [_roi(case, segment) for segment in segments.listed]
+        dataset.ROIContourSequence = [_contours(case, segment) for segment in segments.listed]
+        dataset.RTROIObservationsSequence = [_observation(segment) for segment in segments.listed]
+        dataset.ApprovalStatus = "UNAPPROVED"
+    return (dataset,)
+
+
+def _roi(case: Case, segment: Segment) -> Dataset:
+    inside = np.count_nonzero(case.segments.mask == segment.number, axis=(1, 2))
+    return item(
+        ROINumber=segment.number,
+        ReferencedFrameOfReferenceUID=case.volume.frame_of_reference_uid,
+        ROIName=segment.words,
+        ROIDescription=RESEARCH_NOTICE,
+        ROIVolume=f"{float(inside @ frame_ml(case.volume)):.6g}",
+        ROIGenerationAlgorithm="AUTOMATIC",
+        ROIGenerationDescription=f"{case.manifest.name} {case.manifest.version}"[:64],
+    )
+
+
+def _contours(case: Case, segment: Segment) -> Dataset:
+    volume, items = case.volume, list[Dataset]()
+    for frame, marked in _slices(case.segments.mask, segment.number):
+        for region in regions(marked):
+            points = in_mm(keyhole(region), volume.positions[frame], volume.affine)
+            items.append(
+                item(
+                    ContourNumber=len(items) + 1,
+                    ContourImageSequence=[image_of(case, frame)],
+                    ContourGeometricType="CLOSED_PLANAR",
+                    NumberOfContourPoints=len(points),
+                    ContourData=[f"{value:.{_DIGITS}f}" for value in points.ravel() + 0.0],
+                )
+            )
+    return item(ROIDisplayColor=list(segment.meaning.colour), ContourSequence=items, ReferencedROINumber=segment.number)
+
+
+def _slices(mask: NDArray[np.uint8], number: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    for frame, plane in enumerate(mask):
+        marked = plane == number
+        if marked.any():
+            yield frame, marked
+
+
+def _observation(segment: Segment) -> Dataset:
+    return item(
+        ObservationNumber=segment.number,
+        ReferencedROINumber=segment.number,
+        ROIObservationLabel=segment.words[:16].strip(),
+        RTROIIdentificationCodeSequence=[coded(segment.meaning.type)],
+        RTROIInterpretedType="" if is_abnormal(segment.label) else "ORGAN",
+        ROIInterpreter="",
+    )
+
+
+def check_structure_set(data: bytes, case: Case, recipe: Recipe) -> None:
+    """Read a structure set back from its bytes, and compare the area of its contours with the mask, slice by slice.
+
+    Raises
+    ------
+    InvalidResult
+        Patient, study, frame of reference, references, notice, ROIs or contours are not those of the case.
+    """
+    dataset = read_back(data, case, recipe, "structure set")
+    volume, mask = case.volume, case.segments.mask
+    with translated("structure set"):
+        frame_of_reference = dataset.ReferencedFrameOfReferenceSequence[0]
+        study = frame_of_reference.RTReferencedStudySequence[0]
+        series = study.RTReferencedSeriesSequence[0]
+        notice = dataset.StructureSetDescription == RESEARCH_NOTICE
+        names = [str(roi.ROIName) for roi in dataset.StructureSetROISequence]
+        named = {uid for uid, _ in references_in([series])}
+        places = {
+            (str(ref.ReferencedSOPInstanceUID), ref.get("ReferencedFrameNumber")): frame
+            for frame, ref in ((frame, image_of(case, frame)) for frame in range(len(mask)))
+        }
+        areas = np.zeros((len(case.segments.listed) + 1, len(mask)))
+        off = 0.0
+        for roi in dataset.ROIContourSequence:
+            for contour in roi.ContourSequence:
+                image = contour.ContourImageSequence[0]
+                key = (str(image.ReferencedSOPInstanceUID), image.get("ReferencedFrameNumber"))
+                frame = places.get(key, -1)
+                refuse_unless(frame >= 0, "a written contour refers to an image that is none of its series")
+                points = np.array(contour.ContourData, np.float64).reshape(-1, 3) - volume.positions[frame]
+                index = points @ np.linalg.inv(volume.affine[:3, :3]).T  # (frames, rows, columns)
+                off = max(off, float(np.abs(index[:, 0]).max()) * volume.spacing[0])
+                areas[int(roi.ReferencedROINumber), frame] += _area(index[:, 1:])
+    refuse_unless(notice, "the written structure set does not say that it is for research")
+    refuse_unless(
+        str(frame_of_reference.FrameOfReferenceUID) == volume.frame_of_reference_uid
+        and str(series.SeriesInstanceUID) == volume.series_uid
+        and named == {str(source.SOPInstanceUID) for source in volume.sources},
+        "the written structure set does not refer to all images of its series",
+    )
+    refuse_unless(
+        names == [segment.words for segment in case.segments.listed],
+        "the ROIs of the written structure set are not the segments of the mask",
+    )
+    refuse_unless(off < _OFF_MM, "a written contour lies outside the slice that it refers to")
+    for segment in case.segments.listed:
+        pixels = np.count_nonzero(mask == segment.number, axis=(1, 2))
+        refuse_unless(
+            bool(np.abs(areas[segment.number] - pixels).max() < _OFF_PIXELS),
+            "the written contours do not hold what the mask holds",
+        )
+
+
+_OFF_MM = 0.01
+_OFF_PIXELS = 0.5  # of a slice: decimal places of a mm, added up along a contour
+
+
+def _area(line: NDArray[np.float64]) -> float:
+    """Return the area in pixels of a closed line (n, 2): the holes that a keyhole leads into run the other way."""
+    rows, columns = line[:, 0], line[:, 1]
+    return abs(float(rows @ np.roll(columns, -1) - columns @ np.roll(rows, -1))) / 2
