@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
 
 from node.forms import Form, Recipe
 from node.records import JobState, derived_uid
@@ -21,14 +22,17 @@ from trt.manifest import load
 from trt.phantom import spine_phantom
 from workers.codes import meaning_of
 from workers.grid import from_canonical, to_canonical
-from workers.pipeline import Arrived, ResultObject, digest_of, open_pipeline
+from workers.pipeline import Arrived, digest_of, open_pipeline
 from workers.prediction import Prediction
 from workers.readback import read_segmentation
+from workers.results import ResultObject
 from workers.series import Storage, write_phantom, write_series
 from workers.volume import Volume, read_series
 
-SEGMENTED = "PENN spine segmentation (research)"
-UNREFERENCED = "derivation removed"
+NEOPLASM = 4
+
+# Series descriptions of segmentations of the lesion alone.
+ALONE, SPOILT = "lesion alone", "lesion alone, spoilt"
 
 # The lesion, in slices of the model's Z of 20: an ellipse that wanders, so that no two slices have it in one place.
 FIRST, LAST = 8, 13
@@ -40,10 +44,14 @@ STORAGE = Storage(rotation=(0.9903, -0.1392, 0, 0.1392, 0.9903, 0, 0, 0, 1), rev
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A series in the PACS: `volume`, and `mask` (frames, rows, columns) uint8 of the labels its overlay has."""
+    """A series in the PACS, and its results: `mask` (frames, rows, columns) uint8 are the labels its overlay has.
+
+    `results` are the headers of the result objects that the PACS holds, by form, in order of their instance numbers.
+    """
 
     volume: Volume
     mask: NDArray[np.uint8]
+    results: Mapping[str, Sequence[Dataset]]
 
     @property
     def uid(self) -> str:
@@ -53,6 +61,10 @@ class Study:
     def sop(self, frame: int) -> str:
         """The SOP Instance UID of a frame's image."""
         return str(self.volume.sources[frame].SOPInstanceUID)
+
+    def description(self, form: Form) -> str:
+        """The series description of a form's results."""
+        return str(self.results[form][0].SeriesDescription)
 
     def frames_of(self, value: int) -> list[int]:
         """The frames that hold a label."""
@@ -83,36 +95,43 @@ def demo_study(pacs: Orthanc, folder: Path, forms: Sequence[Form]) -> Study:
         assert job.state is JobState.DELIVERED, job.reason
         deliveries = here.ledger.deliveries(job.id)
     volume = read_series(files)
-    (delivery,) = (d for d in deliveries if pydicom.dcmread(_held(pacs, d.sop_uid, folder)).Modality == "SEG")
-    numbers, segments = read_segmentation(_held(pacs, delivery.sop_uid, folder).read_bytes(), volume)
+    held = {delivery.sop_uid: _held(pacs, delivery.sop_uid) for delivery in deliveries}
+    results = _by_form((delivery.form, held[delivery.sop_uid]) for delivery in deliveries)
+    (segmentation,) = results[Form.SEG]
+    numbers, segments = read_segmentation(held[segmentation.SOPInstanceUID], volume)
     mask = np.zeros_like(numbers)
     for segment in segments:
         mask[numbers == segment.number] = _label_of(segment.colour)
-    return Study(volume, mask)
+    return Study(volume, mask, results)
 
 
 def made_study(pacs: Orthanc, folder: Path, forms: Sequence[Form]) -> Study:
-    """Store a phantom with a lesion drawn into it, the worker's objects of that very mask, and one that was spoilt."""
+    """Store a phantom with a lesion drawn into it, and the worker's objects of that very mask.
+
+    Beside them lie segmentations of the lesion alone: one as the worker makes it, and one whose frames do not say from
+    which images they were derived.
+    """
     phantom = spine_phantom(SHAPE, SPACING, seed=1)
     image, labels = phantom.image.copy(), phantom.mask.copy()
     y, x = np.mgrid[: SHAPE[1], : SHAPE[2]]
     for z in range(FIRST, LAST + 1):
         inside = ((y - 120 - 7 * (z - FIRST)) / 15) ** 2 + ((x - 148 + 2 * (z - FIRST)) / 10) ** 2 < 1
-        labels[z][inside], image[z][inside] = 4, image[z][inside] // 4 + 500
-    series = folder / "series"
-    files = write_series(series, image, SPACING, seed=1, storage=STORAGE)
+        labels[z][inside], image[z][inside] = NEOPLASM, image[z][inside] // 4 + 500
+    files = write_series(folder / "series", image, SPACING, seed=1, storage=STORAGE)
     volume = read_series(files)
     canonical = to_canonical(volume)
     mask = from_canonical(labels, canonical.axes, canonical.flips)
-    objects = folder / "objects"
-    objects.mkdir()
-    for made in _objects(volume, mask, digest_of(files), forms):
-        (objects / made.name).write_bytes(made.data)
-        if made.form == Form.SEG:
-            _spoil(objects / made.name, objects / "spoilt.dcm")
-    for part in (series, objects):
-        send(part, f"ORTHANC@127.0.0.1:{pacs.dicom_port}")
-    return Study(volume, mask)
+    lesion = np.where(mask == NEOPLASM, mask, 0).astype(np.uint8)
+    made = _objects(volume, mask, digest_of(files), forms)
+    (alone,) = _objects(volume, lesion, digest_of(files), [Form.SEG])
+    (folder / "objects").mkdir()
+    for one in made:
+        (folder / "objects" / one.name).write_bytes(one.data)
+    for description in (ALONE, SPOILT):
+        _rewrite(alone.data, description, folder / "objects" / f"{description}.dcm")
+    for part in ("series", "objects"):
+        send(folder / part, f"ORTHANC@127.0.0.1:{pacs.dicom_port}")
+    return Study(volume, mask, _by_form((one.form, one.data) for one in made))
 
 
 def send(folder: Path, address: str) -> None:
@@ -129,24 +148,33 @@ def _objects(volume: Volume, mask: NDArray[np.uint8], digest: str, forms: Sequen
         return pipeline.write(Arrived(volume, None, {}, ahead=False), prediction, digest, recipes).objects
 
 
-def _spoil(path: Path, target: Path) -> None:
-    """Write a Segmentation again, under other UIDs, whose frames do not say from which images they were derived."""
-    dataset = pydicom.dcmread(path)
-    for group in dataset.PerFrameFunctionalGroupsSequence:
-        group.DerivationImageSequence = []
-    dataset.SOPInstanceUID = derived_uid("spoilt", dataset.SOPInstanceUID)
+def _rewrite(data: bytes, description: str, target: Path) -> None:
+    """Write a Segmentation as a series of its own; `SPOILT`, without what its frames were derived from."""
+    dataset = dcmread(BytesIO(data))
+    if description == SPOILT:
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            del group.DerivationImageSequence
+    dataset.SOPInstanceUID = derived_uid(description, dataset.SOPInstanceUID)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.SeriesInstanceUID = derived_uid("spoilt", dataset.SeriesInstanceUID)
-    dataset.SeriesDescription, dataset.SeriesNumber = UNREFERENCED, dataset.SeriesNumber + 50
+    dataset.SeriesInstanceUID = derived_uid(description, dataset.SeriesInstanceUID)
+    dataset.SeriesDescription = description
     dataset.save_as(target)
 
 
-def _held(pacs: Orthanc, sop_uid: str, folder: Path) -> Path:
-    """Return a file of what the PACS holds under a SOP Instance UID."""
+def _held(pacs: Orthanc, sop_uid: str) -> bytes:
+    """Return what the PACS holds under a SOP Instance UID."""
     (found,) = pacs.instances(sop_uid)
-    path = folder / f"{sop_uid}.dcm"
-    path.write_bytes(pacs.get(f"/instances/{found}/file"))
-    return path
+    return pacs.get(f"/instances/{found}/file")
+
+
+def _by_form(objects: Iterable[tuple[str, bytes]]) -> dict[str, list[Dataset]]:
+    """Return the headers of `(form, Part-10 bytes)` by form."""
+    found: dict[str, list[Dataset]] = {}
+    for form, data in objects:
+        found.setdefault(form, []).append(dcmread(BytesIO(data), stop_before_pixels=True))
+    for headers in found.values():
+        headers.sort(key=lambda header: int(header.InstanceNumber))
+    return found
 
 
 def _label_of(colour: Colour) -> int:
