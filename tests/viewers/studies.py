@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -81,28 +80,29 @@ def names() -> dict[int, str]:
     return {label.value: meaning_of(label).words for label in load().labels}
 
 
-def demo_study(pacs: Orthanc, folder: Path, forms: Sequence[Form]) -> Study:
-    """Send the demo's phantom to the PACS and to a node, whose worker's results the node delivers there."""
+def demo_study(pacs: Orthanc, folder: Path) -> Study:
+    """Send the demo's phantom to the PACS and to a node, whose worker's segmentation the node delivers there.
+
+    Pictures of that segmentation are stored beside it.
+    """
     files = write_phantom(folder / "phantom")
-    destination = {
-        "name": "pacs", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": pacs.dicom_port,
-        "forms": [str(form) for form in forms],
-    }  # fmt: skip
-    send(folder / "phantom", f"ORTHANC@127.0.0.1:{pacs.dicom_port}")
-    with site(folder, PENNODE_DESTINATIONS=json.dumps([destination])) as here:
+    address = f"ORTHANC@127.0.0.1:{pacs.dicom_port}"
+    send(folder / "phantom", address)
+    with site(folder, [("pacs", "ORTHANC", pacs.dicom_port)]) as here:
         send(folder / "phantom", here.start_node("up"))
         (job,) = here.wait_finished(1).values()
         assert job.state is JobState.DELIVERED, job.reason
         deliveries = here.ledger.deliveries(job.id)
     volume = read_series(files)
-    held = {delivery.sop_uid: _held(pacs, delivery.sop_uid) for delivery in deliveries}
-    results = _by_form((delivery.form, held[delivery.sop_uid]) for delivery in deliveries)
-    (segmentation,) = results[Form.SEG]
-    numbers, segments = read_segmentation(held[segmentation.SOPInstanceUID], volume)
+    (delivered,) = deliveries
+    segmentation = _held(pacs, delivered.sop_uid)
+    numbers, segments = read_segmentation(segmentation, volume)
     mask = np.zeros_like(numbers)
     for segment in segments:
         mask[numbers == segment.number] = _label_of(segment.colour)
-    return Study(volume, mask, results)
+    pictures = _objects(volume, mask, digest_of(files), [Form.SC])
+    store(pictures, folder / "pictures", address)
+    return Study(volume, mask, _by_form([(Form.SEG, segmentation), *((one.form, one.data) for one in pictures)]))
 
 
 def made_study(pacs: Orthanc, folder: Path, forms: Sequence[Form]) -> Study:
@@ -124,13 +124,13 @@ def made_study(pacs: Orthanc, folder: Path, forms: Sequence[Form]) -> Study:
     lesion = np.where(mask == NEOPLASM, mask, 0).astype(np.uint8)
     made = _objects(volume, mask, digest_of(files), forms)
     (alone,) = _objects(volume, lesion, digest_of(files), [Form.SEG])
-    (folder / "objects").mkdir()
-    for one in made:
-        (folder / "objects" / one.name).write_bytes(one.data)
+    address = f"ORTHANC@127.0.0.1:{pacs.dicom_port}"
+    send(folder / "series", address)
+    store(made, folder / "objects", address)
+    (folder / "alone").mkdir()
     for description in (ALONE, SPOILT):
-        _rewrite(alone.data, description, folder / "objects" / f"{description}.dcm")
-    for part in ("series", "objects"):
-        send(folder / part, f"ORTHANC@127.0.0.1:{pacs.dicom_port}")
+        _rewrite(alone.data, description, folder / "alone" / f"{description}.dcm")
+    send(folder / "alone", address)
     return Study(volume, mask, _by_form((one.form, one.data) for one in made))
 
 

@@ -35,7 +35,6 @@ pytestmark = [pytest.mark.viewers, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "deploy" / "ohif" / "app-config.js"
 PICTURE = ROOT / "out" / "ohif.png"  # for the README: see below
-FORMS = [Form.SEG, Form.SC]
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +57,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def demo(pacs: peers.Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return demo_study(pacs, tmp_path_factory.mktemp("demo"), FORMS)
+    return demo_study(pacs, tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
 def made(pacs: peers.Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return made_study(pacs, tmp_path_factory.mktemp("made"), FORMS)
+    return made_study(pacs, tmp_path_factory.mktemp("made"), [Form.SEG, Form.SC])
 
 
 def look(browser: Browser, study: Study, frame: int, sop_uid: str, folder: Path) -> Shown:
@@ -92,7 +91,7 @@ def measured(study: Study) -> list[int]:
 def test_segmentation_of_the_demo_lies_where_it_says(
     browser: Browser, viewer: str, demo: Study, tmp_path: Path
 ) -> None:
-    browser.open(f"{viewer}/segmentation?StudyInstanceUIDs={demo.uid}")
+    browser.open(f"{viewer}/viewer?StudyInstanceUIDs={demo.uid}")
     browser.choose_segmentation(demo.description(Form.SEG))
     browser.show(demo.sop(len(demo.mask) // 2))
     browser.photograph(tmp_path / "whole.png")
@@ -109,7 +108,7 @@ def test_segmentation_of_a_lesion_begins_and_ends_on_its_slices(
     browser: Browser, viewer: str, made: Study, tmp_path: Path
 ) -> None:
     assert len(made.frames_of(NEOPLASM)) == LAST - FIRST + 1
-    browser.open(f"{viewer}/segmentation?StudyInstanceUIDs={made.uid}")
+    browser.open(f"{viewer}/viewer?StudyInstanceUIDs={made.uid}")
     browser.choose_segmentation(made.description(Form.SEG))
     confirm(browser)
     for frame in measured(made):
@@ -120,7 +119,7 @@ def test_segmentation_of_a_lesion_begins_and_ends_on_its_slices(
 
 def misplaced(browser: Browser, viewer: str, made: Study, description: str, folder: Path) -> list[str]:
     """Open a segmentation of the lesion alone, and return what is wrong with it on each slice."""
-    browser.open(f"{viewer}/segmentation?StudyInstanceUIDs={made.uid}")
+    browser.open(f"{viewer}/viewer?StudyInstanceUIDs={made.uid}")
     browser.choose_segmentation(description)
     confirm(browser)
     wrong = []
