@@ -17,7 +17,10 @@ from node.forms import Form, Recipe
 from node.records import derived_uid
 from node.settings import Seg
 from trt.manifest import Manifest
+from workers.earlier import Earlier, followed
 from workers.frames import copied
+from workers.lesions import Lesion, find_lesions
+from workers.segments import Segments, segments_of
 from workers.volume import Volume
 from workers.writing import TELL_US, translated
 
@@ -29,7 +32,8 @@ _FOUND = frozenset((*_GATE, *(f"finder_{name}" for name in _GATE)))
 # Of the defined terms of Specific Character Set (PS3.3 C.12.1.1.2) those that highdicom takes; see the test.
 _ALONE = (13, 100, 101, 109, 110, 126, 127, 138, 144, 148, 166, 203)
 CHARACTER_SETS = frozenset(
-    {f"ISO_IR {n}" for n in (*_ALONE, 192)} | {f"ISO 2022 IR {n}" for n in (*_ALONE, 6, 58, 87, 159)} | {"GB18030", "GBK"}
+    {"GB18030", "GBK", "ISO_IR 192", *(f"ISO_IR {n}" for n in _ALONE)}
+    | {f"ISO 2022 IR {n}" for n in (*_ALONE, 6, 58, 87, 159)}
 )
 _UTF8 = "ISO_IR 192"
 _NUMBER = re.compile(r"\d{1,12}")
@@ -45,7 +49,8 @@ class Case:
     """What the results of one series are made of.
 
     `mask` is (frames, rows, columns) uint8 on the grid of `volume`, values as in `manifest.labels`, 0 background.
-    `parameters` are those of the algorithm, as they go into objects; `digest` is that of the input.
+    `parameters` are those of the algorithm, as they go into objects; `digest` is that of the input; `earlier` is what to
+    compare with.
 
     Raises `InvalidResult` for a mask of another grid or type, or with a value that the manifest does not know.
     """
@@ -56,6 +61,7 @@ class Case:
     parameters: Mapping[str, str]
     digest: str
     settings: Seg
+    earlier: Earlier | None = None
 
     def __post_init__(self) -> None:
         if self.mask.shape != self.volume.voxels.shape or self.mask.dtype != np.uint8:
@@ -69,9 +75,13 @@ class Case:
 
     @cached_property
     def sources(self) -> tuple[Dataset, ...]:
-        """The volume's headers with what result objects need of them; values that they cannot take are left empty."""
+        """The volume's headers; the first, from which patient and study are taken, with all that result objects need.
+
+        They are shared: nobody may change them.
+        """
+        first, *others = self.volume.sources
         with translated():
-            return tuple(_complete(source) for source in self.volume.sources)
+            return _complete(first), *others
 
     @cached_property
     def when(self) -> tuple[str, str]:
@@ -89,11 +99,27 @@ class Case:
         told = {k: v for k, v in sorted(self.parameters.items()) if k not in _HOST_ONLY}
         return told | {"model_sha256": self.manifest.digest, "input_sha256": self.digest}
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the mask follows from: the source series, and the parameters with the digests of model and input."""
+        return self.volume.series_uid, repr({k: v for k, v in self.told.items() if k not in _FOUND})
+
+    @cached_property
+    def lesions(self) -> tuple[Lesion, ...]:
+        """The lesions of the mask, found once for all forms."""
+        found = find_lesions(self.volume, self.mask, self.manifest, self.identity)
+        return followed(found, self.earlier, self.volume) if self.earlier is not None else found
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The segments of all forms of segmentation; raises as `workers.segments.segments_of`."""
+        return segments_of(self)
+
     def uid(self, what: str, recipe: Recipe, *more: str) -> str:
-        """Return a UID of a result: the same for the same series, input, model, parameters, settings and recipe."""
-        asked = {k: v for k, v in self.told.items() if k not in _FOUND}
-        identity = (self.volume.series_uid, version("pennode"), repr(asked), self.settings.model_dump_json())
-        return derived_uid(what, *identity, recipe.key, *more)
+        """Return a UID of a result: the same for the same identity, release, settings and recipe."""
+        compared = (self.earlier.sop_uid,) if self.earlier is not None else ()
+        made = (version("pennode"), self.settings.model_dump_json(), recipe.key, *compared)
+        return derived_uid(what, *self.identity, *made, *more)
 
     def series_number(self, form: Form) -> int:
         """Return the Series Number of a form's results.

@@ -1,12 +1,13 @@
 """The lesions of a mask, one by one: the connected parts of each abnormal label, with their size and identity.
 
-What a segment, a line of the report and a contour speak of is found here once, so that all of them mean the same lesion.
+What a segment, a line of the report and a contour speak of is found here once, so that all mean the same lesion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,12 @@ from scipy.spatial import ConvexHull, QhullError
 
 from node.records import derived_uid
 from trt.manifest import Label, Manifest
+from workers.box import Box, bounding_box, moved
 from workers.codes import meaning_of
 from workers.volume import Volume
+
+if TYPE_CHECKING:
+    from workers.earlier import Before
 
 MOST = 20  # of one label: what a person can look through; the parts beyond are one lesion together
 _ABNORMAL = "49755003"  # SCT, Morphologically Abnormal Structure (PS3.16 CID 7150)
@@ -45,13 +50,13 @@ class Lesion:
     `number` counts the lesions of one label from 1 by falling volume. `box` is where it lies in the mask (frames, rows,
     columns), and `inside` bool which voxels of that box it has. `diameter` is in space, `in_slice` the longest within
     one frame, `slice_frame`; both are None for `parts` above 1, that is, for the smallest ones together. `frames` are
-    those that show it, from 0, in rising order.
+    those that show it, from 0, in rising order. `before` is what it was in an earlier result.
     """
 
     label: Label
     number: int
     parts: int
-    box: tuple[slice, slice, slice]
+    box: Box
     inside: NDArray[np.bool_]
     volume_ml: float
     diameter: Diameter | None
@@ -60,6 +65,7 @@ class Lesion:
     frames: tuple[int, ...]
     tracking_id: str
     tracking_uid: str
+    before: Before | None = None
 
 
 def is_abnormal(label: Label) -> bool:
@@ -99,7 +105,7 @@ def frame_ml(volume: Volume) -> NDArray[np.float64]:
 def _of_label(volume: Volume, marked: NDArray[np.bool_], label: Label, identity: Sequence[str]) -> Iterator[Lesion]:
     if not marked.any():
         return
-    box = _box(marked)
+    box = bounding_box(marked)
     parts, count = ndimage.label(marked[box], np.ones((3, 3, 3)))
     where = np.nonzero(parts)
     sizes = np.bincount(parts[where], weights=frame_ml(volume)[where[0] + box[0].start], minlength=count + 1)[1:]
@@ -108,13 +114,13 @@ def _of_label(volume: Volume, marked: NDArray[np.bool_], label: Label, identity:
     boxes = ndimage.find_objects(parts)
     for number, part in enumerate(alone, 1):
         near = boxes[part - 1]
-        yield _lesion(volume, label, number, 1, _moved(near, box), parts[near] == part, float(sizes[part - 1]), identity)
+        yield _lesion(volume, label, number, 1, moved(near, box), parts[near] == part, float(sizes[part - 1]), identity)
     rest = order[len(alone) :]
     if len(rest):
         inside = np.isin(parts, rest)
-        near = _box(inside)
+        near = bounding_box(inside)
         size = float(sizes[rest - 1].sum())
-        yield _lesion(volume, label, MOST, len(rest), _moved(near, box), inside[near], size, identity)
+        yield _lesion(volume, label, MOST, len(rest), moved(near, box), inside[near], size, identity)
 
 
 def _lesion(
@@ -122,7 +128,7 @@ def _lesion(
     label: Label,
     number: int,
     parts: int,
-    box: tuple[slice, slice, slice],
+    box: Box,
     inside: NDArray[np.bool_],
     volume_ml: float,
     identity: Sequence[str],
@@ -187,10 +193,8 @@ def _hull(points: Points) -> NDArray[np.intp]:
         return np.arange(len(points))
 
 
-def _edge(
-    volume: Volume, box: tuple[slice, slice, slice], inside: NDArray[np.bool_]
-) -> tuple[NDArray[np.intp], Points]:
-    """Return frames (n,) and centres (n, 3) in mm of the first and last voxel of each row: no other is a hull's corner."""
+def _edge(volume: Volume, box: Box, inside: NDArray[np.bool_]) -> tuple[NDArray[np.intp], Points]:
+    """Return frames (n,) and centres (n, 3) mm of the first and last voxel of each row: no other is a hull's corner."""
     frames, rows = np.nonzero(inside.any(axis=2))
     lines = inside[frames, rows]
     first, last = lines.argmax(axis=1), lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)
@@ -198,22 +202,3 @@ def _edge(
     columns = np.concatenate([first, last]) + box[2].start
     steps = volume.affine[:3, 1:3]
     return frames, volume.positions[frames] + np.stack([rows, columns], axis=1) @ steps.T
-
-
-def _box(marked: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """Return the smallest box that holds all that is marked; something must be."""
-    planes = np.flatnonzero(marked.any(axis=(1, 2)))
-    flat = marked[planes[0] : planes[-1] + 1].any(axis=0)
-    rows, columns = np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0))
-    return (
-        slice(int(planes[0]), int(planes[-1]) + 1),
-        slice(int(rows[0]), int(rows[-1]) + 1),
-        slice(int(columns[0]), int(columns[-1]) + 1),
-    )
-
-
-def _moved(near: tuple[slice, ...], box: tuple[slice, ...]) -> tuple[slice, slice, slice]:
-    frames, rows, columns = (
-        slice(inner.start + outer.start, inner.stop + outer.start) for inner, outer in zip(near, box, strict=True)
-    )
-    return frames, rows, columns

@@ -34,6 +34,7 @@ _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 # A node that restarts is back within seconds; a result is worth waiting much longer for.
 _PATIENCE_S = 120.0
 _FIRST_PAUSE_S = 0.25
+_EARLIER = "earlier.dcm"  # no UID, as images are named
 _LONGEST_PAUSE_S = 5.0
 
 
@@ -104,6 +105,26 @@ class NodeClient:
         if len(paths) != claim.instances:
             raise NodeUnavailable(f"the node sent {len(paths)} of {claim.instances} images", "it is tried again")
         return paths
+
+    def fetch_earlier(self, claim: Claim, folder: Path) -> Path | None:
+        """Download a Segmentation to compare the job's with into `folder`; None where the node has none."""
+        return self._patiently(lambda: self._fetch_earlier(claim, folder))
+
+    def _fetch_earlier(self, claim: Claim, folder: Path) -> Path | None:
+        path = folder / _EARLIER
+        try:
+            with self._http.stream("GET", _job(claim.job_id, "earlier"), params={"fence": claim.fence}) as response:
+                if response.status_code >= 400:
+                    response.read()
+                _check(response)
+                if response.status_code == 204:
+                    return None
+                _save(response.iter_raw(), path)
+        except NotFound:  # a node that is older than this worker has none to give
+            return None
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        return path
 
     def send_result(self, claim: Claim, objects: Iterable[tuple[str, str, bytes]], facts: dict[str, Any]) -> None:
         """Upload `(key of the recipe, SOP Instance UID, Part-10 bytes)` objects; saying it twice is harmless."""
@@ -229,13 +250,17 @@ def _extract(tar: tarfile.TarFile, entry: tarfile.TarInfo, folder: Path) -> Path
     path = folder / entry.name
     source = tar.extractfile(entry)
     assert source is not None
+    _save(iter(lambda: source.read(1 << 20), b""), path)
+    return path
+
+
+def _save(chunks: Iterable[bytes], path: Path) -> None:
     try:
         with path.open("wb") as file:
-            while chunk := source.read(1 << 20):
+            for chunk in chunks:
                 file.write(chunk)
     except OSError as error:
         raise OutOfDisk(f"the worker's temporary folder cannot be written ({error.strerror})", "free space") from error
-    return path
 
 
 def _unreachable(error: Exception) -> NodeUnavailable:

@@ -26,10 +26,10 @@ from trt.patches import Progress
 from trt.serving import open_serving
 from workers.case import Case
 from workers.codes import meaning_of
+from workers.earlier import read_earlier
 from workers.frames import read_identity
 from workers.prediction import Arrival, Prediction, arrive, predict_mask, timed
-from workers.results import BUILDERS, make_objects
-from workers.seg import present_labels
+from workers.results import BUILDERS, ResultObject, make_objects
 from workers.series import write_series
 from workers.volume import Volume, read_series
 
@@ -103,11 +103,17 @@ class Pipeline:
         return "tissue" if self.worker.extraction == "spine" and self.finder is None else self.worker.extraction
 
     def segment(
-        self, paths: Sequence[Path], digest: str, recipes: Sequence[Recipe] = DEFAULT, progress: Progress | None = None
+        self,
+        paths: Sequence[Path],
+        digest: str,
+        recipes: Sequence[Recipe] = DEFAULT,
+        progress: Progress | None = None,
+        earlier: Path | None = None,
     ) -> Bundle:
         """Segment one series of MR images: `read`, `calculate` and `write`, which may overlap those of other series.
 
         `digest` is `digest_of` the instances, or the node's. `progress` is told patches done and patches in all.
+        `earlier` is a result to compare with; see `workers.earlier`.
 
         Raises
         ------
@@ -121,7 +127,7 @@ class Pipeline:
             The result did not pass its check.
         """
         arrived = self.read(paths)
-        return self.write(arrived, self.calculate(arrived, progress), digest, recipes)
+        return self.write(arrived, self.calculate(arrived, progress), digest, recipes, earlier)
 
     def read(self, paths: Sequence[Path], *, ahead: bool = False) -> Arrived:
         """Read a series of MR images, and turn it; `ahead`, while another is calculated, its voxels go to the device.
@@ -154,12 +160,18 @@ class Pipeline:
         return prediction
 
     def write(
-        self, arrived: Arrived, prediction: Prediction, digest: str, recipes: Sequence[Recipe] = DEFAULT
+        self,
+        arrived: Arrived,
+        prediction: Prediction,
+        digest: str,
+        recipes: Sequence[Recipe] = DEFAULT,
+        earlier: Path | None = None,
     ) -> Bundle:
         """Make the result objects of a series, and check their bytes."""
         manifest, volume, mask = self.manifest, arrived.volume, prediction.mask
         description = dict(self.engine.describe() if self.facts is None else self.facts)
-        case = Case(volume, mask, manifest, self._parameters(description), digest, self.seg)
+        before = read_earlier(earlier, volume) if earlier is not None else None
+        case = Case(volume, mask, manifest, self._parameters(description), digest, self.seg, before)
         return Bundle(
             objects=make_objects(case, recipes, arrived.timings_s),
             timings_s=arrived.timings_s,
@@ -258,7 +270,7 @@ def volumes_ml(mask: NDArray[np.uint8], volume: Volume, manifest: Manifest) -> d
     """Return the volume in millilitres of each label found in `mask` (frames, rows, columns), by the label's name."""
     voxel_ml = float(np.prod(volume.spacing)) / 1000
     counts = np.bincount(mask.ravel(), minlength=256)
-    return {label.name: float(counts[label.value]) * voxel_ml for label in present_labels(mask, manifest)}
+    return {label.name: float(counts[label.value]) * voxel_ml for label in manifest.labels if counts[label.value]}
 
 
 def digest_of(paths: Sequence[Path]) -> str:

@@ -1,11 +1,13 @@
-"""Reading a Segmentation back from its bytes: the gate that every result passes before it leaves a worker.
+"""Reading a Segmentation back from its bytes, placed by its own geometry as a viewer would (PS3.3 C.8.20).
 
-Nothing here looks at what was in memory when the object was built, except the mask it is compared with.
+Nothing here looks at what was in memory when the object was built. What it must say to be let out is checked in
+`workers.inspection`.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import highdicom as hd
@@ -14,10 +16,6 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from node.errors import InvalidResult
-from node.forms import Recipe
-from workers import codes
-from workers.case import Case
-from workers.seg import present_labels, renumbered
 from workers.volume import Volume
 from workers.writing import TELL_US, translated
 
@@ -34,85 +32,100 @@ class Segment:
     colour: tuple[int, int, int]
 
 
-def read_segmentation(data: bytes, volume: Volume) -> tuple[NDArray[np.uint8], tuple[Segment, ...]]:
-    """Read a BINARY Segmentation back and place it on the grid of `volume` by its geometry alone.
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A Segmentation as read: the data set, and its mask (frames, rows, columns) uint8 on the grid of its volume.
 
-    Returns the mask (frames, rows, columns) uint8 of segment numbers, 0 background, and the segments.
+    `mask` holds segment numbers, 0 background. Of each frame of the object, in its order, `places` tells the frame of
+    the volume that it lies on, and `filled` how many of its pixels are in a segment.
+    """
+
+    dataset: Dataset
+    mask: NDArray[np.uint8]
+    places: NDArray[np.intp]
+    filled: NDArray[np.intp]
+
+
+def read_segmentation(data: bytes, volume: Volume) -> tuple[NDArray[np.uint8], tuple[Segment, ...]]:
+    """Read a Segmentation back; see `read_back`. Returns its mask and its segments, without the background's."""
+    reading = read_back(data, volume)
+    with translated():
+        return reading.mask, tuple(shown(item) for item in described(reading.dataset))
+
+
+def read_back(data: bytes, volume: Volume) -> Reading:
+    """Read a Segmentation of any type back and place it on the grid of `volume` by its geometry alone.
 
     Raises
     ------
     InvalidResult
-        It is no Segmentation, lies in another frame of reference, off the grid, or its segments overlap.
+        It is no Segmentation, lies in another frame of reference, off the grid, or its segments overlap; or a voxel is
+        in one by a fraction.
     """
     with translated():
-        segmentation = hd.seg.Segmentation.from_dataset(dcmread(io.BytesIO(data)), copy=False)
-        frames = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
-        shared = segmentation.SharedFunctionalGroupsSequence[0]
+        dataset = dcmread(io.BytesIO(data))
+        kind = str(dataset.SegmentationType)
+        shared = dataset.SharedFunctionalGroupsSequence[0]
+        groups = dataset.PerFrameFunctionalGroupsSequence
         orientation = [float(v) for v in shared.PlaneOrientationSequence[0].ImageOrientationPatient]
         spacing = [float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing]
-        places = [_frame_of(group, volume) for group in segmentation.PerFrameFunctionalGroupsSequence]
-        numbers = [_segment_number(group, shared) for group in segmentation.PerFrameFunctionalGroupsSequence]
-        segments = tuple(_segment(item) for item in segmentation.SegmentSequence)
-        reference = str(segmentation.FrameOfReferenceUID)
+        positions = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], float)
+        numbers = [1] * len(groups) if kind == "LABELMAP" else [_segment_number(group, shared) for group in groups]
+        full = int(dataset.MaximumFractionalValue) if kind == "FRACTIONAL" else 1
+        reference, size = str(dataset.FrameOfReferenceUID), (int(dataset.Rows), int(dataset.Columns))
+        count = int(dataset.NumberOfFrames)
     directions = volume.affine[:3, :3] / np.array(volume.spacing)
-    mask = np.zeros(volume.voxels.shape, np.uint8)
     if (
         reference != volume.frame_of_reference_uid
-        or frames.shape != (len(places), *mask.shape[1:])
+        or count != len(groups)
+        or size != volume.voxels.shape[1:]
         or not np.allclose(orientation, [*directions[:, 2], *directions[:, 1]], atol=1e-3)
         or not np.allclose(spacing, volume.spacing[1:], rtol=1e-4)
     ):
         raise InvalidResult("the segmentation does not lie on the grid of its series", TELL_US)
-    for plane, number, place in zip(frames, numbers, places, strict=True):
-        if mask[place][plane != 0].any():
-            raise InvalidResult("two segments overlap", TELL_US)
-        mask[place][plane != 0] = number
-    return mask, segments
-
-
-def check_segmentation(data: bytes, case: Case, recipe: Recipe) -> None:
-    """Read the written bytes of a recipe back and compare them with the mask of the case that they were made of.
-
-    Raises
-    ------
-    InvalidResult
-        Voxels, labels, geometry, patient or references differ from the source and the mask. Nothing that fails here may
-        leave the worker: without a reference per frame viewers draw overlays on wrong slices.
-    """
-    volume, mask = case.volume, case.mask
-    read, segments = read_segmentation(data, volume)
-    found = present_labels(mask, case.manifest)
-    if [s.label for s in segments] != [codes.meaning_of(label).words for label in found]:
-        raise InvalidResult("the written segments are not the labels of the mask", TELL_US)
-    if not np.array_equal(read, renumbered(mask, found)):
-        raise InvalidResult("the written segmentation differs from the mask", TELL_US)
+    places = _places(positions, volume)
+    mask, filled = np.zeros(volume.voxels.shape, np.uint8), np.zeros(count, np.intp)
+    plane = np.empty(size, np.uint8)
     with translated():
-        dataset = dcmread(io.BytesIO(data), stop_before_pixels=True)
-        source = volume.sources[0]
-        same = [
-            str(dataset.get(k, "")) == str(source.get(k, "")) for k in ("PatientID", "PatientName", "StudyInstanceUID")
-        ]
-        series = dataset.ReferencedSeriesSequence[0]
-        complete = {str(item.ReferencedSOPInstanceUID) for item in series.ReferencedInstanceSequence} == {
-            str(s.SOPInstanceUID) for s in volume.sources
-        } and str(series.SeriesInstanceUID) == volume.series_uid
-        derived = all(_derives_from_its_slice(group, volume) for group in dataset.PerFrameFunctionalGroupsSequence)
-    if not all(same):
-        raise InvalidResult("the written segmentation names another patient or study than its series", TELL_US)
-    if not complete:
-        raise InvalidResult("the written segmentation does not refer to all images of its series", TELL_US)
-    if not derived:
-        raise InvalidResult("a frame of the segmentation does not refer to the image it lies on", TELL_US)
+        for index, (pixels, number, place) in enumerate(
+            zip(_frames(dataset, count, size), numbers, places, strict=True)
+        ):
+            filled[index] = np.count_nonzero(pixels)
+            if kind == "FRACTIONAL" and filled[index] != np.count_nonzero(pixels == full):
+                raise InvalidResult("a voxel lies in a segment by a fraction", TELL_US)
+            np.multiply(pixels if full == 1 else (pixels == full).view(np.uint8), number, out=plane)
+            np.bitwise_or(mask[place], plane, out=mask[place])
+    if int(filled.sum()) != np.count_nonzero(mask):  # voxels that are in two segments, or in two frames, count twice
+        raise InvalidResult("two segments overlap", TELL_US)
+    return Reading(dataset, mask, places, filled)
 
 
-def _frame_of(group: Dataset, volume: Volume) -> int:
-    """Return the frame of `volume` whose position a frame of the Segmentation has, by its functional groups."""
-    position = np.array([float(v) for v in group.PlanePositionSequence[0].ImagePositionPatient])
-    distances = np.linalg.norm(volume.positions - position, axis=1)
-    frame = int(distances.argmin())
-    if distances[frame] > POSITION_TOLERANCE_MM:
+def described(dataset: Dataset) -> list[Dataset]:
+    """Return the descriptions of segments, without that of the background, number 0, which a label map has."""
+    return [item for item in dataset.SegmentSequence if int(item.SegmentNumber)]
+
+
+def _frames(dataset: Dataset, count: int, size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames (rows, columns) uint8 as stored, of one bit or eight."""
+    pixels = size[0] * size[1]
+    if int(dataset.BitsAllocated) != 1:
+        yield from dataset.pixel_array.reshape(count, *size)
+        return
+    data = np.frombuffer(dataset.PixelData, np.uint8)
+    if len(data) != (count * pixels + 15) // 16 * 2:
+        raise ValueError("too few or too many pixels")
+    for index in range(count):  # frames follow each other bit by bit (PS3.5 8.1.1), not byte by byte
+        first, skipped = divmod(index * pixels, 8)
+        yield np.unpackbits(data[first:], count=skipped + pixels, bitorder="little")[skipped:].reshape(size)
+
+
+def _places(positions: NDArray[np.float64], volume: Volume) -> NDArray[np.intp]:
+    """Return the frames of `volume` that have these positions (n, 3) mm."""
+    distances = np.linalg.norm(positions[:, None] - volume.positions[None], axis=2)
+    places = distances.argmin(axis=1)
+    if (distances[np.arange(len(places)), places] > POSITION_TOLERANCE_MM).any():
         raise InvalidResult("a frame of the segmentation lies on no slice of its series", TELL_US)
-    return frame
+    return places
 
 
 def _segment_number(group: Dataset, shared: Dataset) -> int:
@@ -120,16 +133,7 @@ def _segment_number(group: Dataset, shared: Dataset) -> int:
     return int(holder.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
 
 
-def _segment(item: Dataset) -> Segment:
+def shown(item: Dataset) -> Segment:
+    """Return a segment as viewers show it."""
     red, green, blue = hd.color.CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue).to_rgb()
     return Segment(int(item.SegmentNumber), str(item.SegmentLabel), (int(red), int(green), int(blue)))
-
-
-def _derives_from_its_slice(group: Dataset, volume: Volume) -> bool:
-    """Tell whether a frame names the source image, and the frame in it, that lies at its position."""
-    frame = _frame_of(group, volume)
-    named = group.DerivationImageSequence[0].SourceImageSequence[0]
-    if volume.frame_numbers:
-        source, number = volume.sources[0], volume.frame_numbers[frame]
-        return bool(named.ReferencedSOPInstanceUID == source.SOPInstanceUID and named.ReferencedFrameNumber == number)
-    return bool(named.ReferencedSOPInstanceUID == volume.sources[frame].SOPInstanceUID)

@@ -10,7 +10,7 @@ tracking identifiers. Conformance to the profile is not claimed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import highdicom.sr as sr
 import numpy as np
@@ -20,9 +20,10 @@ from pydicom.sr.coding import Code
 from node.forms import Recipe
 from node.records import RESEARCH_NOTICE, derived_uid
 from trt.manifest import Label
+from workers import growth
 from workers.case import Case
 from workers.codes import meaning_of
-from workers.heading import equip, equipment, image_of, read_back, references_in, refuse_unless
+from workers.heading import equip, equipment, image_of, refuse_unless
 from workers.lesions import Lesion, frame_ml, is_abnormal
 from workers.segments import Segment
 from workers.writing import translated
@@ -64,6 +65,7 @@ def build_report(case: Case, recipe: Recipe, made: Made) -> Sequence[Dataset]:
         )
         content[0].ContentSequence.append(_evaluations(case))
         evidence = [*case.sources, *([segmentation] if segmentation is not None else [])]
+        evidence += [growth.cited(case.earlier)] if case.earlier is not None else []
         told = equipment(case)
         report = sr.Comprehensive3DSR(
             evidence=evidence,
@@ -79,6 +81,7 @@ def build_report(case: Case, recipe: Recipe, made: Made) -> Sequence[Dataset]:
             is_complete=True,
             is_final=False,
             is_verified=False,
+            coding_schemes=[growth.scheme()] if case.earlier is not None else None,
             specific_character_set=case.sources[0].get("SpecificCharacterSet"),
         )
         equip(report, case, recipe)
@@ -100,9 +103,11 @@ def _group(case: Case, segment: Segment, segmentation: Dataset | None) -> object
     meaning = segment.meaning
     inside = case.segments.mask == segment.number
     ml = lesion.volume_ml if lesion else float(inside.sum(axis=(1, 2)) @ frame_ml(case.volume))
-    measurements = [sr.Measurement(_VOLUME, _figure(ml), _ML, method=_SUMMED)]
+    measurements = [sr.Measurement(_VOLUME, growth.figure(ml), _ML, method=_SUMMED)]
     if lesion is not None and lesion.diameter is not None:
-        measurements.append(sr.Measurement(_LONGEST, _figure(lesion.diameter.mm), _MM))
+        measurements.append(sr.Measurement(_LONGEST, growth.figure(lesion.diameter.mm), _MM))
+    if lesion is not None and lesion.before is not None and case.earlier is not None:
+        measurements += growth.measured(lesion, lesion.before, case.earlier)
     shared = {
         "tracking_identifier": sr.TrackingIdentifier(segment.tracking_uid, segment.words),
         "finding_category": Code(*meaning.category),
@@ -120,12 +125,9 @@ def _group(case: Case, segment: Segment, segmentation: Dataset | None) -> object
     else:
         frames = lesion.frames if lesion else [frame for frame, plane in enumerate(inside) if plane.any()]
         group = sr.MeasurementsAndQualitativeEvaluations(source_images=_images(case, frames), **shared)
+    if lesion is not None and case.earlier is not None:
+        group[0].ContentSequence.append(_comment(growth.in_words(lesion, case.earlier)))
     return group
-
-
-def _figure(value: float) -> float:
-    """Return a figure with no more digits than it is worth; DS holds 16 characters (PS3.5 6.2)."""
-    return float(f"{value:.4g}")
 
 
 def _sites(case: Case, segment: Segment, lesion: Lesion | None) -> list[sr.FindingSite] | None:
@@ -190,9 +192,9 @@ def _evaluations(case: Case) -> sr.ContainerContentItem:
     container.ContentSequence.append(_comment(RESEARCH_NOTICE))
     for evaluation in sr.QualitativeEvaluation(_SUMMARY, _WITH if case.lesions else _WITHOUT):
         container.ContentSequence.append(evaluation)
-    container.ContentSequence.extend(
-        _comment(_NONE.format(meaning_of(label).words.lower())) for label in _without(case)
-    )
+    said = [_NONE.format(meaning_of(label).words.lower()) for label in _without(case)]
+    said += growth.gone(case.lesions, case.earlier) if case.earlier is not None else []
+    container.ContentSequence.extend(_comment(words) for words in said)
     return container
 
 
@@ -221,75 +223,3 @@ def _algorithm(case: Case) -> sr.AlgorithmIdentification:
         family=_INTELLIGENCE,
         manufacturer="pennode",
     )
-
-
-def check_report(data: bytes, case: Case, recipe: Recipe) -> None:
-    """Read a report back from its bytes; each segment must have its group, with its identity and its volume.
-
-    Raises
-    ------
-    InvalidResult
-        Patient, study, references, flags, notice, groups or figures are not those of the case.
-    """
-    report = read_back(data, case, recipe, "report")
-    with translated("report"):
-        flags = str(report.PreliminaryFlag), str(report.VerificationFlag)
-        evidence = {uid for uid, _ in references_in(report.CurrentRequestedProcedureEvidenceSequence)}
-        items = list(_walk(report.ContentSequence))
-        cited = {uid for entry in items for uid, _ in references_in(entry.get("ReferencedSOPSequence", ()))}
-        comments = [str(entry.TextValue) for entry in items if _is(entry, _COMMENT)]
-        evaluations = [entry.ConceptCodeSequence[0].CodeValue for entry in items if _is(entry, _SUMMARY)]
-        groups = {}
-        for entry in items:
-            if _is(entry, _GROUP):
-                content = list(entry.ContentSequence)
-                (uid,) = (str(inner.UID) for inner in content if _is(inner, _TRACKING))
-                volumes = [
-                    float(inner.MeasuredValueSequence[0].NumericValue) for inner in content if _is(inner, _VOLUME)
-                ]
-                segments = [
-                    int(inner.ReferencedSOPSequence[0].ReferencedSegmentNumber)
-                    for inner in content
-                    if _is(inner, _SEGMENT)
-                ]
-                groups[uid] = volumes, segments
-    refuse_unless(flags == ("PRELIMINARY", "UNVERIFIED"), "the written report says that somebody has verified it")
-    refuse_unless(RESEARCH_NOTICE in comments, "the written report does not say that it is for research")
-    refuse_unless(
-        {str(source.SOPInstanceUID) for source in case.volume.sources} <= evidence and cited <= evidence,
-        "the written report does not name all that it refers to",
-    )
-    refuse_unless(
-        (_WITH if case.lesions else _WITHOUT).value in evaluations,
-        "the written report does not say whether something abnormal was segmented",
-    )
-    counts = np.bincount(case.segments.mask.ravel(), minlength=256)
-    voxel_ml = float(np.prod(case.volume.spacing)) / 1000
-    for segment in case.segments.listed:
-        volumes, segments = groups.get(segment.tracking_uid, ([], []))
-        expected = counts[segment.number] * voxel_ml
-        refuse_unless(
-            len(volumes) == 1 and abs(volumes[0] - expected) <= _UNEVEN * expected,
-            "a volume in the written report is not that of its segment",
-        )
-        refuse_unless(
-            segments == ([segment.number] if recipe.of else []), "the written report refers to another segment"
-        )
-
-
-_GROUP = Code("125007", "DCM", "Measurement Group")
-_TRACKING = Code("112040", "DCM", "Tracking Unique Identifier")
-_SEGMENT = Code("121191", "DCM", "Referenced Segment")
-_UNEVEN = 0.06  # slices may be uneven by 5 %, figures have four digits
-
-
-def _is(entry: Dataset, name: Code) -> bool:
-    """Tell whether a content item has a name."""
-    given = entry.ConceptNameCodeSequence[0]
-    return (given.CodeValue, given.CodingSchemeDesignator) == (name.value, name.scheme_designator)
-
-
-def _walk(items: Sequence[Dataset]) -> Iterator[Dataset]:
-    for entry in items:
-        yield entry
-        yield from _walk(entry.get("ContentSequence", ()))

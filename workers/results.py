@@ -12,10 +12,11 @@ from node.errors import ConfigurationError
 from node.forms import SEGMENTATIONS, Form, Recipe
 from workers.capture import build_captures, check_capture
 from workers.case import Case
+from workers.inspection import check_segmentation
 from workers.prediction import timed
 from workers.presentation import build_presentation, check_presentation
-from workers.readback import check_segmentation
-from workers.report import build_report, check_report
+from workers.report import build_report
+from workers.reportcheck import check_report
 from workers.seg import build_segmentation
 from workers.structures import build_structure_set, check_structure_set
 from workers.writing import write
@@ -46,7 +47,7 @@ def _segmentation(case: Case, recipe: Recipe, _: Made) -> Sequence[Dataset]:
 
 
 BUILDERS: dict[Form, Builder] = {
-    Form.SEG: _segmentation,
+    **dict.fromkeys(SEGMENTATIONS, _segmentation),
     Form.SR: build_report,
     Form.SC: build_captures,
     Form.SC_MULTIFRAME: build_captures,
@@ -54,7 +55,7 @@ BUILDERS: dict[Form, Builder] = {
     Form.GSPS: build_presentation,
 }
 CHECKS: dict[Form, Check] = {
-    Form.SEG: check_segmentation,
+    **dict.fromkeys(SEGMENTATIONS, check_segmentation),
     Form.SR: check_report,
     Form.SC: check_capture,
     Form.SC_MULTIFRAME: check_capture,

@@ -1,4 +1,4 @@
-"""The mask of a series as a DICOM Segmentation (PS3.3 A.51, C.8.20.2).
+"""The mask of a series as a DICOM Segmentation (PS3.3 A.51, C.8.20.2): BINARY, LABELMAP (2024d) or FRACTIONAL.
 
 The same input gives the same bytes: UIDs are derived, and every date and time is the source series' own, since a clock
 would make each repetition of a job another object under the same UID. What remains: another CPU may round differently
@@ -14,38 +14,43 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.coding import Code
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
-from node.errors import Unsuitable
-from node.forms import DEFAULT, Recipe
-from node.records import RESEARCH_NOTICE, derived_uid
-from trt.manifest import Label, Manifest
-from workers import codes
+from node.errors import ConfigurationError
+from node.forms import DEFAULT, Form, Recipe
+from node.records import RESEARCH_NOTICE
 from workers.case import Case
+from workers.segments import Segment
 from workers.volume import Volume
 from workers.writing import translated
 
-_NOT_FOUND = "no spine structure was found in the series"
+TYPES = {Form.SEG: "BINARY", Form.LABELMAP: "LABELMAP", Form.FRACTIONAL: "FRACTIONAL"}
+SYNTAXES = {"none": ExplicitVRLittleEndian, "rle": RLELossless, "deflated": DeflatedExplicitVRLittleEndian}
+FULL = 255  # what a voxel that is wholly inside has in FRACTIONAL, and no other value but 0 occurs
 
 
 def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
-    """Return a BINARY Segmentation, Explicit VR Little Endian, of the case's mask on the grid of its volume.
+    """Return the Segmentation of the case's mask on the grid of its volume, in the type and syntax of the recipe.
 
-    Only labels that occur become segments, numbered from 1 without gaps as PS3.3 C.8.20.2 asks: viewers list an empty
-    segment as if something had been found.
+    FRACTIONAL is of the mask as well, not of the model's probabilities: OCCUPANCY of 0 or `FULL`. The pixels of the
+    data set are those to be written; where the recipe says deflated, `workers.writing.write` deflates.
 
     Raises
     ------
     Unsuitable
         The mask is empty: an object without any segment is of no use and viewers handle it badly.
     ConfigurationError
-        A label of the model has no DICOM code.
+        A label of the model has no DICOM code, or the recipe is not possible.
     InvalidResult
         highdicom refuses to build the object.
     """
-    manifest, volume = case.manifest, case.volume
-    found = present_labels(case.mask, manifest)
-    if not found:
-        raise Unsuitable(_NOT_FOUND, "check that it shows the spine, and in a contrast the model was trained on")
+    if recipe.form is Form.SEG and recipe.compression == "rle":  # PS3.5 8.2.2: of whole bytes
+        raise ConfigurationError(
+            "a BINARY segmentation has one bit per pixel, which RLE cannot encode",
+            "set compression to deflated or none, or ask for LABELMAP or FRACTIONAL",
+        )
+    manifest, segments = case.manifest, case.segments
+    syntax = SYNTAXES[recipe.compression]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=manifest.name,
         family=Code("123110", "DCM", "Artificial Intelligence"),
@@ -54,14 +59,11 @@ def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
         parameters=case.told,
     )
     with translated():
-        first = case.sources[0]
         segmentation = hd.seg.Segmentation(
             source_images=case.sources,
-            pixel_array=_in_file_order(renumbered(case.mask, found), volume),
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[
-                _description(number, label, algorithm, volume.series_uid) for number, label in enumerate(found, 1)
-            ],
+            pixel_array=_in_file_order(segments.mask, case.volume),
+            segmentation_type=TYPES[recipe.form],
+            segment_descriptions=[_description(segment, algorithm) for segment in segments.listed],
             series_instance_uid=case.uid("SEG series", recipe),
             sop_instance_uid=case.uid("SEG instance", recipe),
             series_number=case.series_number(recipe.form),
@@ -70,21 +72,19 @@ def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
             manufacturer_model_name=manifest.name,
             software_versions=(f"pennode {version('pennode')}", f"{manifest.name} {manifest.version}"),
             device_serial_number=manifest.digest,  # software has none; the model's digest tells devices apart
+            fractional_type=hd.seg.SegmentationFractionalTypeValues.OCCUPANCY,
+            max_fractional_value=FULL,
             content_label="SPINE_SEG",
             content_description=RESEARCH_NOTICE,
             content_creator_name="pennode^",
+            transfer_syntax_uid=syntax if recipe.compression == "rle" else ExplicitVRLittleEndian,
             omit_empty_frames=not recipe.all_frames,
             series_description=case.series_description(recipe),
-            specific_character_set=first.get("SpecificCharacterSet"),
+            specific_character_set=case.sources[0].get("SpecificCharacterSet"),
         )
         _fix(segmentation, case, recipe)
+        segmentation.file_meta.TransferSyntaxUID = syntax
     return segmentation
-
-
-def present_labels(mask: NDArray[np.uint8], manifest: Manifest) -> list[Label]:
-    """Return the labels that occur in `mask`, in order of their values."""
-    counts = np.bincount(mask.ravel(), minlength=256)
-    return [label for label in manifest.labels if counts[label.value]]
 
 
 def _fix(segmentation: Dataset, case: Case, recipe: Recipe) -> None:
@@ -106,14 +106,6 @@ def _fix(segmentation: Dataset, case: Case, recipe: Recipe) -> None:
         segmentation.BodyPartExamined = source.BodyPartExamined
 
 
-def renumbered(mask: NDArray[np.uint8], found: list[Label]) -> NDArray[np.uint8]:
-    """Return `mask` with the labels found numbered 1, 2, ... and all else 0."""
-    numbers = np.zeros(256, np.uint8)
-    for number, label in enumerate(found, 1):
-        numbers[label.value] = number
-    return numbers[mask]
-
-
 def _in_file_order(mask: NDArray[np.uint8], volume: Volume) -> NDArray[np.uint8]:
     """Return the frames of `mask` in the order of the source's own frames, which differs for Enhanced MR only."""
     if not volume.frame_numbers:
@@ -123,20 +115,17 @@ def _in_file_order(mask: NDArray[np.uint8], volume: Volume) -> NDArray[np.uint8]
     return ordered
 
 
-def _description(
-    number: int, label: Label, algorithm: hd.AlgorithmIdentificationSequence, series_uid: str
-) -> hd.seg.SegmentDescription:
-    meaning = codes.meaning_of(label)
+def _description(segment: Segment, algorithm: hd.AlgorithmIdentificationSequence) -> hd.seg.SegmentDescription:
+    meaning = segment.meaning
     return hd.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=meaning.words,
+        segment_number=segment.number,
+        segment_label=segment.words,
         segmented_property_category=Code(*meaning.category),
         segmented_property_type=Code(*meaning.type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        # One structure of one series keeps its identity, whichever model found it (PS3.3 C.8.20.2).
-        tracking_uid=derived_uid("tracking", series_uid, label.name),
-        tracking_id=meaning.words,
+        tracking_uid=segment.tracking_uid,
+        tracking_id=segment.words,
         anatomic_regions=[Code(*meaning.region)] if meaning.region else None,
         display_color=hd.color.CIELabColor.from_rgb(*meaning.colour),
     )

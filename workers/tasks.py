@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _FOLDER = "pennode-worker-"
 
-Segment = Callable[[list[Path], str, Sequence[Recipe], Callable[[int, int], None]], "Bundle"]
+Segment = Callable[[list[Path], str, Sequence[Recipe], Callable[[int, int], None], Path | None], "Bundle"]
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def _work(claim: Claim, bench: Bench, client: NodeClient, beat: Heartbeat) -> No
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-") as folder:
         paths = client.fetch_input(claim, Path(folder))
+        earlier = client.fetch_earlier(claim, Path(folder))
         fetched = time.monotonic()
-        bundle = bench.segment(paths, claim.input_digest, recipes, beat.report)
+        bundle = bench.segment(paths, claim.input_digest, recipes, beat.report, earlier)
     beat.check()
     segmented = time.monotonic()
     volumes = ", ".join(f"{label} {ml:.1f} ml" for label, ml in bundle.volumes_ml.items())

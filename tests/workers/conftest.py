@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 import subprocess
@@ -12,12 +13,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
+from node.settings import Seg
 from trt.manifest import load
+from workers.case import Case
+from workers.enhanced import write_enhanced
+from workers.series import Storage, write_series
+from workers.volume import read_series
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SPINE_DATA", ROOT.parent / "shared" / "data"))
 SPACING = (0.9, 0.9375, 0.9375)
+ENGINE = {"backend": "openvino", "precision": "f32", "overlap": "0.5", "threads": "2", "device": "a CPU"}
+DIGEST = "ab" * 32
+TILTED = (1, 0, 0, 0, 0.9945218953682733, -0.10452846326765347, 0, 0.10452846326765347, 0.9945218953682733)
 
 
 def lopsided(shape=(6, 30, 24), seed=0):
@@ -53,6 +63,49 @@ class FormulaEngine:
 
     def close(self):
         pass
+
+
+def labels(shape):
+    """A mask without symmetry that leaves the last slices and many pixels free."""
+    mask = np.zeros(shape, np.uint8)
+    mask[1:4, 3:9, 2:7] = 1
+    mask[2:5, 10:14, 8:15] = 2
+    mask[1:3, 20:, 5:9] = 3
+    mask[3:5, 22:27, 14:18] = 4
+    mask[range(1, 5), 11, range(9, 13)] = mask[range(1, 4), 4, range(3, 6)] = 0  # no two slices are alike
+    return mask
+
+
+def case_of(volume, mask, manifest, settings=None, engine=ENGINE, digest=DIGEST):
+    """The case of a mask, as a pipeline makes it."""
+    return Case(volume, mask, manifest, engine, digest, settings or Seg())
+
+
+def tampered(change):
+    """What `change` does to a data set, done to the bytes of one."""
+
+    def apply(data):
+        dataset = dcmread(io.BytesIO(data))
+        change(dataset)
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        return buffer.getvalue()
+
+    return apply
+
+
+@pytest.fixture(params=["classic", "enhanced"])
+def volume(request, tmp_path):
+    """A tilted sagittal series that was stored against the order of its slices."""
+    storage = Storage(axes=(0, 1, 2), flips=(0,), rotation=TILTED, reverse=True)
+    if request.param == "classic":
+        return read_series(write_series(tmp_path, lopsided(), SPACING, storage=storage))
+    return read_series([write_enhanced(tmp_path / "e.dcm", lopsided(), SPACING, storage=storage)])
+
+
+@pytest.fixture
+def mask(volume):
+    return labels(volume.voxels.shape)
 
 
 @pytest.fixture(scope="session")
@@ -94,4 +147,7 @@ def real() -> Callable[[str], list[Path]]:
 @pytest.fixture(scope="session")
 def small() -> SimpleNamespace:
     """The functions above, since conftest cannot be imported."""
-    return SimpleNamespace(lopsided=lopsided, formula=formula, FormulaEngine=FormulaEngine, SPACING=SPACING)
+    return SimpleNamespace(
+        lopsided=lopsided, formula=formula, FormulaEngine=FormulaEngine, SPACING=SPACING, ENGINE=ENGINE, DIGEST=DIGEST,
+        TILTED=TILTED, labels=labels, case=case_of, tampered=tampered,
+    )  # fmt: skip

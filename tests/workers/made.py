@@ -82,3 +82,14 @@ def case(folder: Path, stored: str = "sagittal", *, enhanced: bool = False, lesi
     """A case of the anatomy above."""
     made = volume(folder, stored, enhanced=enhanced)
     return Case(made, placed(anatomy(lesions=lesions), made, stored), manifest(), ENGINE, DIGEST, Seg())
+
+
+def inside(line: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Which pixel centres lie in a closed line of (row, column), by the even-odd rule; written for the tests alone."""
+    filled = np.zeros(shape, bool)
+    columns = np.arange(shape[1])
+    for (row, column), (next_row, next_column) in zip(line, np.roll(line, -1, axis=0), strict=True):
+        for y in range(shape[0]):
+            if (row > y) != (next_row > y):
+                filled[y] ^= columns < column + (y - row) / (next_row - row) * (next_column - column)
+    return filled
