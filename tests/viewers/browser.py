@@ -73,6 +73,10 @@ class Browser:
         """Press the button of that name."""
         self._ask("press", button=button)
 
+    def unfold(self) -> None:
+        """Open the panel at the right, which lists segments."""
+        self._ask("unfold")
+
     def text(self) -> str:
         """Return all words on the page."""
         return str(self._ask("text"))

@@ -85,6 +85,11 @@ const commands = {
     await page.getByRole('button', { name: button, exact: true }).click();
   },
 
+  // Opens the panel at the right, where a segmentation's names are.
+  async unfold() {
+    await page.locator('[data-cy="side-panel-header-right"]').first().click();
+  },
+
   async text() {
     return page.evaluate(() => document.body.innerText);
   },

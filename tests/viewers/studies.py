@@ -140,6 +140,14 @@ def send(folder: Path, address: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def store(objects: Sequence[ResultObject], folder: Path, address: str) -> None:
+    """Send results of the worker by C-STORE, by way of files in a new folder."""
+    folder.mkdir()
+    for one in objects:
+        (folder / one.name).write_bytes(one.data)
+    send(folder, address)
+
+
 def _objects(volume: Volume, mask: NDArray[np.uint8], digest: str, forms: Sequence[Form]) -> tuple[ResultObject, ...]:
     """Let the worker's pipeline write and check its objects of a mask that no network predicted."""
     prediction = Prediction(mask, "tissue", "", patches=0, patch=(0, 0), share=0.0, saved_s=0.0)

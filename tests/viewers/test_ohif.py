@@ -93,6 +93,7 @@ def test_segmentation_of_the_demo_lies_where_it_says(
 ) -> None:
     browser.open(f"{viewer}/viewer?StudyInstanceUIDs={demo.uid}")
     browser.choose_segmentation(demo.description(Form.SEG))
+    browser.unfold()
     browser.show(demo.sop(len(demo.mask) // 2))
     browser.photograph(tmp_path / "whole.png")
     write_for_readme(tmp_path / "whole.png")
