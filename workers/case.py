@@ -49,8 +49,8 @@ class Case:
     """What the results of one series are made of.
 
     `mask` is (frames, rows, columns) uint8 on the grid of `volume`, values as in `manifest.labels`, 0 background.
-    `parameters` are those of the algorithm, as they go into objects; `digest` is that of the input; `earlier` is what to
-    compare with.
+    `parameters` are those of the algorithm, as they go into objects; `digest` is that of the input; `earlier` is for
+    comparison.
 
     Raises `InvalidResult` for a mask of another grid or type, or with a value that the manifest does not know.
     """

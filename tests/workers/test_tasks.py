@@ -20,11 +20,14 @@ class Node:
 
     def claim(self, job_id: str, _name: str) -> Any:
         return SimpleNamespace(
-            job_id=job_id, series_uid="1.2", input_digest="0", fence=1, lease_s=60.0, heartbeat_s=60.0
+            job_id=job_id, series_uid="1.2", input_digest="0", fence=1, lease_s=60.0, heartbeat_s=60.0, forms=("SEG",)
         )
 
     def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
         return []
+
+    def fetch_earlier(self, _claim: Any, _folder: Path) -> None:
+        return None
 
     def heartbeat(self, *_: Any) -> bool:
         return True
