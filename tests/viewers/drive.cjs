@@ -40,28 +40,19 @@ const commands = {
     await page.waitForFunction(segmentation ? segmented : showing, series, { polling: 100 });
   },
 
-  // Turns the mouse's wheel over the viewport until the image with this SOP Instance UID is there.
+  // Goes to the image with this SOP Instance UID.
   async show({ sop }) {
-    const { index, wanted, middle } = await page.evaluate((uid) => {
+    const found = await page.evaluate(async (uid) => {
       const viewport = window.opened();
-      const box = viewport.canvas.getBoundingClientRect();
-      return {
-        index: viewport.getImageIds().indexOf(viewport.getCurrentImageId()),
-        wanted: viewport.getImageIds().findIndex((id) => id.includes(`/instances/${uid}/`)),
-        middle: [(box.left + box.right) / 2, (box.top + box.bottom) / 2],
-      };
+      const index = viewport.getImageIds().findIndex((id) => id.includes(`/instances/${uid}/`));
+      if (index >= 0) await viewport.setImageIdIndex(index);
+      return index;
     }, sop);
-    if (wanted < 0) throw new Error('the viewport has no such image');
-    await page.mouse.move(...middle);
-    for (let at = index; at !== wanted;) {
-      const step = Math.sign(wanted - at);
-      await page.mouse.wheel(0, 100 * step);
-      at += step;
-      await page.waitForFunction((n) => {
-        const viewport = window.opened();
-        return viewport.getImageIds().indexOf(viewport.getCurrentImageId()) === n;
-      }, at, { polling: 50 });
-    }
+    if (found < 0) throw new Error('the viewport has no such image');
+    await page.waitForFunction((index) => {
+      const viewport = window.opened();
+      return viewport.getImageIds().indexOf(viewport.getCurrentImageId()) === index;
+    }, found, { polling: 50 });
   },
 
   // Writes a picture of the page once it stands still, without the words and signs that lie on the images if `bare`;
@@ -69,7 +60,7 @@ const commands = {
   async look({ path, points, bare }) {
     await page.mouse.move(2, 2);
     const style = bare ? '* { visibility: hidden !important } canvas { visibility: visible !important }' : undefined;
-    await page.evaluate(still, 4);
+    await page.evaluate(still, 2);
     await page.screenshot({ path, animations: 'disabled', caret: 'hide', style });
     return page.evaluate((places) => {
       const viewport = window.opened();

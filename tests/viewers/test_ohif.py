@@ -81,10 +81,10 @@ def confirm(browser: Browser) -> None:
 
 
 def measured(study: Study) -> list[int]:
-    """The frames to look at: those about the first and the last of the lesion, and one in between."""
+    """The frames to look at: the lesion's first and last with the ones beside them, and one in between."""
     lesion = study.frames_of(NEOPLASM)
     assert lesion, "the study has no lesion"
-    around = {lesion[0] - 1, lesion[0], lesion[len(lesion) // 2], lesion[-1], lesion[-1] + 1, len(study.mask) // 2}
+    around = {lesion[0] - 1, lesion[0], lesion[len(lesion) // 2], lesion[-1], lesion[-1] + 1}
     return sorted(frame for frame in around if 0 <= frame < len(study.mask))
 
 
@@ -118,26 +118,31 @@ def test_segmentation_of_a_lesion_begins_and_ends_on_its_slices(
             assert_overlaid(shown, value, f"slice {frame + 1}: {name}")
 
 
-def misplaced(browser: Browser, viewer: str, made: Study, description: str, folder: Path) -> list[str]:
-    """Open a segmentation of the lesion alone, and return what is wrong with it on each slice."""
+def misplaced(browser: Browser, viewer: str, made: Study, description: str, folder: Path) -> dict[int, str]:
+    """Open a segmentation of the lesion alone; return what is wrong with it on the series' first frame and its own."""
     browser.open(f"{viewer}/viewer?StudyInstanceUIDs={made.uid}")
     browser.choose_segmentation(description)
     confirm(browser)
-    wrong = []
-    for frame in measured(made):
+    lesion, wrong = made.frames_of(NEOPLASM), {}
+    for frame in (0, lesion[0], lesion[-1]):
         shown = look(browser, made, frame, made.sop(frame), folder)
         try:
-            assert_overlaid(shown, NEOPLASM, f"slice {frame + 1}: Neoplasm")
+            assert_overlaid(shown, NEOPLASM, "Neoplasm")
         except AssertionError as error:
-            wrong.append(str(error))
+            wrong[frame] = str(error)
     return wrong
 
 
 def test_frames_that_do_not_say_what_they_derive_from_are_found_out(
     browser: Browser, viewer: str, made: Study, tmp_path: Path
 ) -> None:
-    assert misplaced(browser, viewer, made, ALONE, tmp_path) == []
-    assert len(misplaced(browser, viewer, made, SPOILT, tmp_path)) >= LAST - FIRST
+    """OHIF takes them for those of the first images, without a word: what these tests must never let pass."""
+    assert misplaced(browser, viewer, made, ALONE, tmp_path) == {}
+    wrong = misplaced(browser, viewer, made, SPOILT, tmp_path)
+    lesion = made.frames_of(NEOPLASM)
+    assert list(wrong) == [0, lesion[0], lesion[-1]]
+    assert "pixels where it is not" in wrong[0]
+    assert "covers 0.0% of where it is" in wrong[lesion[0]]
 
 
 @pytest.mark.parametrize("name", ["demo", "made"])
@@ -159,4 +164,4 @@ def test_contours_in_the_pictures_lie_where_the_segmentation_does(
 def write_for_readme(whole: Path) -> None:
     """Keep a picture of the window, in 256 colours, where the README's can be taken from."""
     PICTURE.parent.mkdir(exist_ok=True)
-    Image.open(whole).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+    Image.open(whole).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
