@@ -37,6 +37,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Told after each batch: patches done, patches in all."""
 
 
+class WrongOutput(ValueError):
+    """The network returned something of another shape than its manifest and its input ask for."""
+
+
 class NonFiniteOutput(ValueError):
     """The network returned NaN or infinity: a precision too low for it, or a broken model."""
 
@@ -293,8 +297,8 @@ def lacking(shape: tuple[int, ...], patch: tuple[int, int]) -> list[tuple[int, i
 
 def _check(logits: Array, count: int, patch: tuple[int, int], classes: int) -> None:
     if logits.ndim != 4 or logits.shape[0] != count or logits.shape[2:] != patch:
-        raise ValueError(f"the network returned {logits.shape} for {count} patches of {patch}; wanted (N, K, H, W)")
+        raise WrongOutput(f"the network returned {logits.shape} for {count} patches of {patch}; wanted (N, K, H, W)")
     if classes and logits.shape[1] != classes:
-        raise ValueError(f"the network changed its number of classes to {logits.shape[1]} between two batches")
+        raise WrongOutput(f"the network changed its number of classes to {logits.shape[1]} between two batches")
     if not np.isfinite(logits).all():
         raise NonFiniteOutput("the network returned NaN or infinity; try precision f32, then another model")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trt.copies import Falling, Rising, copies
-from trt.patches import BACKGROUND, Array, NonFiniteOutput, Progress, Region, bell, grids_of, lacking
+from trt.patches import BACKGROUND, Array, NonFiniteOutput, Progress, Region, WrongOutput, bell, grids_of, lacking
 from trt.stages import Stages, unwatched
 
 Network: TypeAlias = Callable[[Tensor], Tensor]
@@ -182,7 +182,7 @@ def _plane(region: Region, first: int, last: int, device: torch.device) -> Tenso
 
 def _check(logits: Tensor, cut: Cut) -> None:
     if logits.shape != (cut.batch, cut.classes, *cut.patch) or logits.dtype != torch.float32:
-        raise ValueError(
+        raise WrongOutput(
             f"the network returned {tuple(logits.shape)} {logits.dtype} for {cut.batch} patches of {cut.patch}; wanted "
             f"{cut.classes} classes in float32"
         )

@@ -13,9 +13,9 @@ Box = tuple[slice, slice, slice]
 
 def bounding_box(marked: NDArray[np.bool_]) -> Box:
     """Return the smallest box that holds all that is marked (frames, rows, columns); something must be."""
-    planes = np.flatnonzero(marked.any(axis=(1, 2)))
-    flat = marked[planes[0] : planes[-1] + 1].any(axis=0)
-    rows, columns = np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0))
+    planes = np.flatnonzero(np.any(marked, axis=(1, 2)))
+    flat = np.any(marked[planes[0] : planes[-1] + 1], axis=0)
+    rows, columns = np.flatnonzero(np.any(flat, axis=1)), np.flatnonzero(np.any(flat, axis=0))
     return (
         slice(int(planes[0]), int(planes[-1]) + 1),
         slice(int(rows[0]), int(rows[-1]) + 1),

@@ -19,7 +19,7 @@ from node.errors import InvalidResult
 from node.forms import Form, Recipe
 from node.records import RESEARCH_NOTICE
 from workers.case import Case
-from workers.heading import begin, coded, derived_from, image_of, item, read_back, refuse_unless
+from workers.heading import begin, coded, derived_from, image_of, item, numbered, read_back, refuse_unless
 from workers.legend import Entry, draw_band
 from workers.writing import TELL_US, translated
 
@@ -58,7 +58,9 @@ class Pictures:
         np.clip(grey, 0, 255, out=grey)
         picture = np.zeros((*self.size, 3), np.uint8)
         area = picture[: self.area[0], : self.area[1]]
-        area[:] = self._enlarged(grey.astype(np.uint8))[..., None]
+        shades = self._enlarged(grey.astype(np.uint8))
+        for channel in range(3):  # much faster than to spread them over the last axis at once
+            area[..., channel] = shades
         picture[self.area[0] :] = self.band
         mask = self._case.segments.mask[frame]
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -109,11 +111,12 @@ def build_captures(case: Case, recipe: Recipe, _: object) -> Sequence[Dataset]:
     with translated("picture"):
         if recipe.form is Form.SC_MULTIFRAME:
             return (_multiframe(case, recipe, pictures, frames),)
-        return [_single(case, recipe, pictures, frame) for frame in frames]
+        shared = _begin(case, recipe)
+        return [_single(case, recipe, shared, pictures, frame) for frame in frames]
 
 
-def _single(case: Case, recipe: Recipe, pictures: Pictures, frame: int) -> Dataset:
-    dataset = _begin(case, recipe, frame + 1)
+def _single(case: Case, recipe: Recipe, shared: Dataset, pictures: Pictures, frame: int) -> Dataset:
+    dataset = numbered(shared, case, recipe, frame + 1)
     dataset.SourceImageSequence = derived_from([image_of(case, frame)])
     dataset.ImagePositionPatient = _decimals(pictures.first_pixel(frame))
     dataset.ImageOrientationPatient = _orientation(case)
@@ -124,7 +127,7 @@ def _single(case: Case, recipe: Recipe, pictures: Pictures, frame: int) -> Datas
 
 
 def _multiframe(case: Case, recipe: Recipe, pictures: Pictures, frames: Iterable[int]) -> Dataset:
-    dataset = _begin(case, recipe, 1)
+    dataset = _begin(case, recipe)
     organization = case.uid("SC dimensions", recipe)
     dataset.DimensionOrganizationSequence = [item(DimensionOrganizationUID=organization)]
     dataset.DimensionIndexSequence = [
@@ -167,8 +170,8 @@ def _whole(case: Case) -> Dataset:
     return reference
 
 
-def _begin(case: Case, recipe: Recipe, number: int) -> Dataset:
-    dataset = begin(case, recipe, "OT", number)
+def _begin(case: Case, recipe: Recipe) -> Dataset:
+    dataset = begin(case, recipe, "OT")
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.ConversionType = "WSD"  # workstation
     dataset.BurnedInAnnotation = "YES"
@@ -251,10 +254,10 @@ def _check_colours(plane: Picture, case: Case, frame: int, scale: int) -> None:
     mask = case.segments.mask[frame]
     area = plane[: len(mask) * scale, : mask.shape[1] * scale]
     coloured = (area[..., 0] != area[..., 1]) | (area[..., 1] != area[..., 2])
-    blocks = coloured.reshape(len(mask), scale, mask.shape[1], scale).any(axis=(1, 3))
+    blocks = coloured
+    if scale > 1:
+        blocks = coloured.reshape(len(mask), scale, mask.shape[1], scale).any(axis=(1, 3))
     refuse_unless(not (blocks & (mask == 0)).any(), "a written picture has colour where the mask is empty")
     grey = {segment.number for segment in case.segments.listed if len(set(segment.meaning.colour)) == 1}
-    shown = set(np.unique(mask[blocks]).tolist())
-    refuse_unless(
-        set(np.unique(mask).tolist()) - {0} - grey <= shown, "a written picture does not show a segment of its slice"
-    )
+    shown, held = (set(np.flatnonzero(np.bincount(m.ravel())).tolist()) for m in (mask[blocks], mask))
+    refuse_unless(held - {0} - grey <= shown, "a written picture does not show a segment of its slice")

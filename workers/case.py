@@ -118,8 +118,12 @@ class Case:
     def uid(self, what: str, recipe: Recipe, *more: str) -> str:
         """Return a UID of a result: the same for the same identity, release, settings and recipe."""
         compared = (self.earlier.sop_uid,) if self.earlier is not None else ()
-        made = (version("pennode"), self.settings.model_dump_json(), recipe.key, *compared)
-        return derived_uid(what, *self.identity, *made, *more)
+        return derived_uid(what, *self._made, recipe.key, *compared, *more)
+
+    @cached_property
+    def _made(self) -> tuple[str, ...]:
+        """What all results of a case share; UIDs are many, and a release takes long to look up."""
+        return (*self.identity, version("pennode"), self.settings.model_dump_json())
 
     def series_number(self, form: Form) -> int:
         """Return the Series Number of a form's results.

@@ -23,6 +23,7 @@ _Config = Annotated[
 ]
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="folder with DICOM files, at any depth")]
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="where results go; made if it is not there")]
+_Forms = Annotated[str, typer.Option("--forms", metavar="LIST", help="what to make, as in SEG,LABELMAP")]
 _Picture = Annotated[bool, typer.Option("--picture", help="also draw three slices with the result, as PNG")]
 
 
@@ -80,19 +81,25 @@ def demo(
         raise typer.Exit(1)
 
 
-def segment(folder: _Folder, out: _Out, config: _Config = None, picture: _Picture = False) -> None:
+def segment(
+    folder: _Folder, out: _Out, config: _Config = None, picture: _Picture = False, forms: _Forms = "SEG"
+) -> None:
     """Segment the spine MR series in a folder, here and without a network."""
     settings = configuration.load(config)
 
     from workers.pipeline import open_pipeline
-    from workers.segment import find_series, segment_all
+    from workers.results import require
+    from workers.segment import find_series, recipes_of, segment_all
+
+    recipes = recipes_of(forms)
+    require(recipes)
 
     series = find_series(folder, lambda text: typer.echo(text, err=True))
     typer.echo(f"{len(series)} MR series; {RESEARCH_NOTICE}", err=True)
     typer.echo("the rules of [selection] are not applied here: every MR series found is segmented", err=True)
     failed = 0
     with open_pipeline(settings.worker, settings.seg, settings.state_dir / "engines") as pipeline:
-        for outcome in segment_all(series, out, pipeline, picture=picture, watch=_progress):
+        for outcome in segment_all(series, out, pipeline, picture=picture, recipes=recipes, watch=_progress):
             failed += outcome.error is not None
             _tell(outcome)
     if failed:

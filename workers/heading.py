@@ -18,6 +18,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from node.errors import InvalidResult
 from node.forms import SOP_CLASSES, Recipe
 from workers.case import Case
+from workers.frames import copied
 from workers.writing import TELL_US, translated
 
 _PATIENT = (
@@ -52,6 +53,16 @@ def begin(case: Case, recipe: Recipe, modality: str, number: int = 1) -> Dataset
     equip(dataset, case, recipe)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset
+
+
+def numbered(shared: Dataset, case: Case, recipe: Recipe, number: int) -> Dataset:
+    """Return a copy of what `begin` gave, as another instance of the same series."""
+    dataset = copied(shared)
+    dataset.SOPInstanceUID = case.uid(f"{recipe.form} instance", recipe, str(number))
+    dataset.InstanceNumber = number
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = shared.file_meta.TransferSyntaxUID
     return dataset
 
 

@@ -88,7 +88,7 @@ def name_levels(vertebrae: Mask, sacrum: Mask, affine: NDArray[np.float64]) -> t
 
 
 def _parts(
-    parts: NDArray[np.int32], count: int, box: Box, shape: tuple[int, ...], affine: NDArray[np.float64]
+    parts: NDArray[np.integer], count: int, box: Box, shape: tuple[int, ...], affine: NDArray[np.float64]
 ) -> list[_Part]:
     where = np.nonzero(parts)
     numbers = parts[where]
@@ -124,7 +124,7 @@ def _ground(sacrum: Mask, affine: NDArray[np.float64]) -> NDArray[np.float64] | 
 def _chain(
     parts: list[_Part],
     ground: NDArray[np.float64],
-    labels: NDArray[np.int32],
+    labels: NDArray[np.integer],
     box: Box,
     affine: NDArray[np.float64],
 ) -> list[_Part]:
@@ -161,4 +161,4 @@ def _points(marked: Mask, box: Box, affine: NDArray[np.float64]) -> NDArray[np.f
 
 
 def _distance(these: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    return float(KDTree(others).query(these)[0].min())
+    return float(np.min(KDTree(others).query(these)[0]))

@@ -19,7 +19,7 @@ from trt.extraction import Extraction, select
 from trt.fitting import fit
 from trt.geometry import Resampling
 from trt.manifest import Manifest
-from trt.patches import NonFiniteOutput, Predict, Progress, normalise
+from trt.patches import Array, NonFiniteOutput, Predict, Progress, WrongOutput, normalise
 from workers.grid import Canonical, from_canonical, resampling, to_canonical, to_model, to_native
 from workers.volume import Volume
 
@@ -98,7 +98,7 @@ def predict_mask(
     Raises
     ------
     EngineFailure
-        A network raises, or returns NaN or infinity.
+        A network raises, or returns NaN, infinity or another shape than it must.
     DeviceLost
         The GPU failed, and nothing can be calculated on it by this process any more.
     """
@@ -150,7 +150,7 @@ def predict_mask(
                 )
             else:
                 slices = fitted.slices(pixels, predict, manifest, region, progress)
-                native = ((z, to_native(logits, weights)) for z, logits in slices)
+                native = ((z, to_native(logits, weights)) for z, logits in _of_classes(slices, manifest.classes))
                 mask = decide(native, shape, manifest.labels, voxel_mm3)
     return Prediction(
         mask=from_canonical(mask, axes, flips),
@@ -163,12 +163,22 @@ def predict_mask(
     )
 
 
+def _of_classes(slices: Iterator[tuple[int, Array]], classes: int) -> Iterator[tuple[int, Array]]:
+    """Pass slices of logits (K, Y, X) on; raise `WrongOutput` where K is not the model's number of classes."""
+    for z, logits in slices:
+        if len(logits) != classes:
+            raise WrongOutput(f"the network returned {len(logits)} classes, and its manifest has {classes}")
+        yield z, logits
+
+
 @contextmanager
 def _translated(*, on_device: bool) -> Iterator[None]:
     try:
         yield
     except NonFiniteOutput as error:
         raise EngineFailure(str(error), "set worker.precision to f32, or use another model") from error
+    except WrongOutput as error:
+        raise EngineFailure(str(error), "export the model again, so that it is as its manifest says") from error
     except RuntimeError as error:  # EngineError, and what a backend itself raises
         if on_device and "CUDA error" in str(error):
             raise DeviceLost(

@@ -14,6 +14,7 @@ import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.uid import RLELossless
 
 from node.errors import InvalidResult
 from workers.volume import Volume
@@ -109,6 +110,9 @@ def _frames(dataset: Dataset, count: int, size: tuple[int, int]) -> Iterator[NDA
     """Yield the frames (rows, columns) uint8 as stored, of one bit or eight."""
     pixels = size[0] * size[1]
     if int(dataset.BitsAllocated) != 1:
+        dataset.pixel_array_options(
+            decoding_plugin="pydicom" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
+        )
         yield from dataset.pixel_array.reshape(count, *size)
         return
     data = np.frombuffer(dataset.PixelData, np.uint8)
@@ -122,7 +126,7 @@ def _frames(dataset: Dataset, count: int, size: tuple[int, int]) -> Iterator[NDA
 def _places(positions: NDArray[np.float64], volume: Volume) -> NDArray[np.intp]:
     """Return the frames of `volume` that have these positions (n, 3) mm."""
     distances = np.linalg.norm(positions[:, None] - volume.positions[None], axis=2)
-    places = distances.argmin(axis=1)
+    places = np.asarray(distances.argmin(axis=1), np.intp)
     if (distances[np.arange(len(places)), places] > POSITION_TOLERANCE_MM).any():
         raise InvalidResult("a frame of the segmentation lies on no slice of its series", TELL_US)
     return places

@@ -219,7 +219,7 @@ def _algorithm(case: Case) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
         name=case.manifest.name,
         version=case.manifest.version,
-        parameters=[f"{name}={value}" for name, value in case.told.items()],
+        parameters=["; ".join(f"{name}={value}" for name, value in case.told.items())],
         family=_INTELLIGENCE,
         manufacturer="pennode",
     )

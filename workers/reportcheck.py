@@ -19,7 +19,6 @@ Name = tuple[str, str]
 _COMMENT: Name = ("121106", "DCM")
 _SUMMARY: Name = ("111017", "DCM")
 _VOLUME: Name = ("118565006", "SCT")
-_GROUP: Name = ("125007", "DCM")
 _TRACKING: Name = ("112040", "DCM")
 _SEGMENT: Name = ("121191", "DCM")
 _WITH, _WITHOUT = "111242", "111241"  # all algorithms succeeded, with findings and without
@@ -43,23 +42,17 @@ def check_report(data: bytes, case: Case, recipe: Recipe) -> None:
             for uid, _ in references_in(report.get(kind, ()))
         }
         items = list(_walk(report.ContentSequence))
-        cited = {uid for entry in items for uid, _ in references_in(entry.get("ReferencedSOPSequence", ()))}
-        comments = [str(entry.TextValue) for entry in items if _is(entry, _COMMENT)]
-        evaluations = [entry.ConceptCodeSequence[0].CodeValue for entry in items if _is(entry, _SUMMARY)]
-        groups = {}
-        for entry in items:
-            if _is(entry, _GROUP):
-                content = list(entry.ContentSequence)
-                (uid,) = (str(inner.UID) for inner in content if _is(inner, _TRACKING))
-                volumes = [
-                    float(inner.MeasuredValueSequence[0].NumericValue) for inner in content if _is(inner, _VOLUME)
-                ]
-                segments = [
-                    int(inner.ReferencedSOPSequence[0].ReferencedSegmentNumber)
-                    for inner in content
-                    if _is(inner, _SEGMENT)
-                ]
-                groups[uid] = volumes, segments
+        cited = {uid for _, entry in items for uid, _ in references_in(entry.get("ReferencedSOPSequence", ()))}
+        comments = [str(entry.TextValue) for name, entry in items if name == _COMMENT]
+        evaluations = [entry.ConceptCodeSequence[0].CodeValue for name, entry in items if name == _SUMMARY]
+        groups: dict[str, tuple[list[float], list[int]]] = {}
+        for name, entry in items:
+            if name == _TRACKING:  # the first of a group's own
+                group = groups.setdefault(str(entry.UID), ([], []))
+            elif name == _VOLUME:
+                group[0].append(float(entry.MeasuredValueSequence[0].NumericValue))
+            elif name == _SEGMENT:
+                group[1].append(int(entry.ReferencedSOPSequence[0].ReferencedSegmentNumber))
     refuse_unless(flags == ("PRELIMINARY", "UNVERIFIED"), "the written report says that somebody has verified it")
     refuse_unless(RESEARCH_NOTICE in comments, "the written report does not say that it is for research")
     refuse_unless(
@@ -84,13 +77,9 @@ def check_report(data: bytes, case: Case, recipe: Recipe) -> None:
         )
 
 
-def _is(entry: Dataset, name: Name) -> bool:
-    """Tell whether a content item has a name."""
-    given = entry.ConceptNameCodeSequence[0]
-    return (given.CodeValue, given.CodingSchemeDesignator) == name
-
-
-def _walk(items: Sequence[Dataset]) -> Iterator[Dataset]:
+def _walk(items: Sequence[Dataset]) -> Iterator[tuple[Name, Dataset]]:
+    """Yield each content item with its name, however deep, in the order of the document."""
     for entry in items:
-        yield entry
+        name = entry.ConceptNameCodeSequence[0]
+        yield (str(name.CodeValue), str(name.CodingSchemeDesignator)), entry
         yield from _walk(entry.get("ContentSequence", ()))

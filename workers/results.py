@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydicom import Dataset
@@ -78,14 +78,11 @@ def make_objects(
     InvalidResult
         An object cannot be built, or its bytes did not pass their check.
     """
+    require(recipes)
     timings = {} if timings is None else timings
     made: dict[str, Dataset] = {}
     results: list[ResultObject] = []
     for recipe in sorted(recipes, key=lambda recipe: recipe.form not in SEGMENTATIONS):
-        if recipe.form not in BUILDERS:
-            raise ConfigurationError(
-                f"this worker cannot make {recipe.form}", "take it out of `forms` and `instead`, or update the worker"
-            )
         with timed(timings, "write"):
             objects = BUILDERS[recipe.form](case, recipe, made)
             if recipe.form in SEGMENTATIONS:
@@ -96,6 +93,20 @@ def make_objects(
                 CHECKS[recipe.form](result.data, case, recipe)
         results += written
     return tuple(results)
+
+
+def require(recipes: Iterable[Recipe]) -> None:
+    """Raise `ConfigurationError` for a form that nothing here can make, or that cannot be made as is asked."""
+    for recipe in recipes:
+        if recipe.form not in BUILDERS:
+            raise ConfigurationError(
+                f"this worker cannot make {recipe.form}", "take it out of `forms` and `instead`, or update the worker"
+            )
+        if recipe.form is Form.SEG and recipe.compression == "rle":  # PS3.5 8.2.2: of whole bytes
+            raise ConfigurationError(
+                "a BINARY segmentation has one bit per pixel, which RLE cannot encode",
+                "set compression to deflated or none, or ask for LABELMAP or FRACTIONAL",
+            )
 
 
 def _written(dataset: Dataset, recipe: Recipe, *, several: bool) -> ResultObject:

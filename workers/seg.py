@@ -7,6 +7,7 @@ inside the engine, so that single voxels at a border could differ while the UID 
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import version
 
 import highdicom as hd
@@ -16,10 +17,10 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
-from node.errors import ConfigurationError
 from node.forms import DEFAULT, Form, Recipe
 from node.records import RESEARCH_NOTICE
 from workers.case import Case
+from workers.rle import encode_planes
 from workers.segments import Segment
 from workers.volume import Volume
 from workers.writing import translated
@@ -40,17 +41,13 @@ def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
     Unsuitable
         The mask is empty: an object without any segment is of no use and viewers handle it badly.
     ConfigurationError
-        A label of the model has no DICOM code, or the recipe is not possible.
+        A label of the model has no DICOM code.
     InvalidResult
         highdicom refuses to build the object.
     """
-    if recipe.form is Form.SEG and recipe.compression == "rle":  # PS3.5 8.2.2: of whole bytes
-        raise ConfigurationError(
-            "a BINARY segmentation has one bit per pixel, which RLE cannot encode",
-            "set compression to deflated or none, or ask for LABELMAP or FRACTIONAL",
-        )
     manifest, segments = case.manifest, case.segments
-    syntax = SYNTAXES[recipe.compression]
+    # highdicom 0.28 multiplies a FRACTIONAL's only segment in place.
+    mask = segments.mask.copy() if recipe.form is Form.FRACTIONAL else segments.mask
     algorithm = hd.AlgorithmIdentificationSequence(
         name=manifest.name,
         family=Code("123110", "DCM", "Artificial Intelligence"),
@@ -61,7 +58,7 @@ def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
     with translated():
         segmentation = hd.seg.Segmentation(
             source_images=case.sources,
-            pixel_array=_in_file_order(segments.mask, case.volume),
+            pixel_array=_in_file_order(mask, case.volume),
             segmentation_type=TYPES[recipe.form],
             segment_descriptions=[_description(segment, algorithm) for segment in segments.listed],
             series_instance_uid=case.uid("SEG series", recipe),
@@ -77,13 +74,17 @@ def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
             content_label="SPINE_SEG",
             content_description=RESEARCH_NOTICE,
             content_creator_name="pennode^",
-            transfer_syntax_uid=syntax if recipe.compression == "rle" else ExplicitVRLittleEndian,
+            transfer_syntax_uid=ExplicitVRLittleEndian,
             omit_empty_frames=not recipe.all_frames,
             series_description=case.series_description(recipe),
             specific_character_set=case.sources[0].get("SpecificCharacterSet"),
         )
         _fix(segmentation, case, recipe)
-        segmentation.file_meta.TransferSyntaxUID = syntax
+        if recipe.compression == "rle":
+            size = int(segmentation.NumberOfFrames), int(segmentation.Rows), int(segmentation.Columns)
+            pixels = np.frombuffer(segmentation.PixelData, np.uint8, count=math.prod(size))
+            segmentation.PixelData = encode_planes(pixels.reshape(size))
+        segmentation.file_meta.TransferSyntaxUID = SYNTAXES[recipe.compression]
     return segmentation
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydicom.uid import UID, EnhancedMRImageStorage, MRImageStorage
 
-from node.errors import InvalidInstance, NotFound, PennodeError
+from node.errors import ConfigurationError, InvalidInstance, NotFound, PennodeError
+from node.forms import DEFAULT, SEGMENTATIONS, Form, Recipe
 from node.records import input_digest
 from trt.engine import DeviceEngine
 from trt.patches import Progress
@@ -91,11 +92,13 @@ def segment_all(
     pipeline: Pipeline,
     *,
     picture: bool,
+    recipes: Sequence[Recipe] = DEFAULT,
     watch: Callable[[Found], AbstractContextManager[Progress | None]] = lambda _: nullcontext(),
 ) -> Iterator[Outcome]:
     """Segment series and write their results into `out`; what is refused is told in the outcome, not raised.
 
-    Writes `<series number>_<short>.seg.dcm`, and beside it a `.png` with `picture`. Series overlap where a device
+    Writes `<series number>_<short>.<form>.dcm` for each of `recipes`, with a number before `<form>` where one makes
+    several objects, and beside it a `.png` of the first segmentation with `picture`. Series overlap where a device
     calculates, see `workers.overlap`; `watch` is entered while one is calculated, and gives what is told patches done
     and patches in all.
     """
@@ -110,18 +113,42 @@ def segment_all(
             return pipeline.calculate(arrived, progress)
 
     def write(found: Found, arrived: Arrived, prediction: Prediction) -> Outcome:
-        bundle = pipeline.write(arrived, prediction, found.digest)
-        (result,) = bundle.objects
-        written = [out / f"{found.name}.seg.dcm"]
-        write_whole(written[0], result.data)
-        if picture:
+        bundle = pipeline.write(arrived, prediction, found.digest, recipes)
+        written = [out / f"{found.name}.{result.name.partition('.')[2]}" for result in bundle.objects]
+        for path, result in zip(written, bundle.objects, strict=True):
+            write_whole(path, result.data)
+        shown = [result for result in bundle.objects if Recipe.parse(result.form).form in SEGMENTATIONS]
+        if picture and shown:
             written.append(out / f"{found.name}.png")
-            write_picture(written[1], arrived.volume, result.data)
+            write_picture(written[-1], arrived.volume, shown[0].data)
         return Outcome(found, tuple(written), bundle)
 
     row = overlapped if ahead else one_by_one
     for found, outcome in row(series, read, calculate, write):
         yield Outcome(found, error=outcome) if isinstance(outcome, PennodeError) else outcome
+
+
+def recipes_of(forms: str) -> tuple[Recipe, ...]:
+    """Return the recipes of forms given as words between commas, as in ``SEG,SR,SC``; a report is of the segmentation.
+
+    Raises
+    ------
+    ConfigurationError
+        A word is no form, or stands there twice.
+    """
+    # Forms in capitals, whatever was typed; options are as they are: SEG+deflated.
+    words = [f"{form.upper()}{plus}{rest}" for form, plus, rest in (w.strip().partition("+") for w in forms.split(","))]
+    try:
+        recipes = [Recipe.parse(word) for word in words]
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--forms {forms[:64]!r} names something that is no form of results",
+            f"name some of {', '.join(Form)}, with commas between",
+        ) from error
+    if len(set(recipes)) < len(recipes):
+        raise ConfigurationError(f"--forms {forms[:64]!r} names a form twice", "name each once")
+    of = next((recipe.key for recipe in recipes if recipe.form in SEGMENTATIONS), "")
+    return tuple(replace(recipe, of=of) if recipe.form is Form.SR else recipe for recipe in recipes)
 
 
 def _found(files: list[tuple[Identity, Path]]) -> Found:

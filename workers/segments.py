@@ -53,7 +53,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """The segments of a case, and the mask (frames, rows, columns) uint8 of their numbers, 0 background."""
+    """The segments of a case, and the mask (frames, rows, columns) uint8 of their numbers, 0 background; read-only."""
 
     listed: tuple[Segment, ...]
     mask: NDArray[np.uint8]
@@ -77,7 +77,7 @@ def segments_of(case: Case) -> Segments:
     # Most of a series is background, and only the rest is looked at.
     box = bounding_box(case.mask != 0)
     inner = case.mask[box]
-    counts = {label.value: np.count_nonzero(inner == label.value) for label in case.manifest.labels}
+    counts = {label.value: int(np.count_nonzero(inner == label.value)) for label in case.manifest.labels}
     numbers = np.zeros(256, np.uint8)  # by label value
     listed: list[Segment] = []
     own: list[tuple[int, Box, NDArray[np.bool_]]] = []
@@ -94,6 +94,7 @@ def segments_of(case: Case) -> Segments:
     mask[box] = numbers[inner]
     for number, near, inside in own:
         mask[near][inside] = number
+    mask.setflags(write=False)  # all forms are made of it
     return Segments(tuple(listed), mask)
 
 

@@ -12,9 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.errors import DeviceLost, EngineFailure, InvalidInstance, LeaseLost, PennodeError, Retryable, Unsuitable
+from node.errors import (
+    Damaged,
+    DeviceLost,
+    EngineFailure,
+    InvalidInstance,
+    LeaseLost,
+    PennodeError,
+    Retryable,
+    Unsuitable,
+)
 from node.forms import Recipe
-from node.records import Claim
+from node.records import Claim, input_digest
 from node.settings import Settings
 from workers.nodeclient import Heartbeat, NodeClient
 
@@ -83,6 +92,7 @@ def _work(claim: Claim, bench: Bench, client: NodeClient, beat: Heartbeat) -> No
         paths = client.fetch_input(claim, Path(folder))
         earlier = client.fetch_earlier(claim, Path(folder))
         fetched = time.monotonic()
+        _require_unchanged(paths, claim)
         bundle = bench.segment(paths, claim.input_digest, recipes, beat.report, earlier)
     beat.check()
     segmented = time.monotonic()
@@ -93,6 +103,21 @@ def _work(claim: Claim, bench: Bench, client: NodeClient, beat: Heartbeat) -> No
         "job=%s series=%s done fetch=%.2fs segment=%.2fs send=%.2fs",
         claim.job_id, claim.series_uid, fetched - started, segmented - fetched, time.monotonic() - segmented,
     )  # fmt: skip
+
+
+def _require_unchanged(paths: Sequence[Path], claim: Claim) -> None:
+    """Raise `Damaged` unless the images fetched are those that the job is about, byte for byte.
+
+    A result is named by the digest of its input: made of other images, it would be another object under that name.
+    """
+    from workers.frames import read_identity  # and with it numpy, which the parent process does without
+
+    digest = input_digest((identity.sop_uid, identity.sha256) for identity in map(read_identity, paths))
+    if digest != claim.input_digest:
+        raise Damaged(
+            "the images fetched are not those that the job was made for: they changed since, or on their way",
+            "it is tried again; if it stays so, send the series again",
+        )
 
 
 def _tell(client: NodeClient, claim: Claim, kind: str, error: PennodeError) -> None:

@@ -18,6 +18,7 @@ from pydicom import dcmread
 from node.settings import Seg
 from trt.manifest import load
 from workers.case import Case
+from workers.codes import meaning_of
 from workers.enhanced import write_enhanced
 from workers.series import Storage, write_series
 from workers.volume import read_series
@@ -79,6 +80,15 @@ def labels(shape):
 def case_of(volume, mask, manifest, settings=None, engine=ENGINE, digest=DIGEST):
     """The case of a mask, as a pipeline makes it."""
     return Case(volume, mask, manifest, engine, digest, settings or Seg())
+
+
+def as_labels(read, segments, manifest):
+    """A mask of segment numbers as one of label values: each lesion is a segment of its own."""
+    values = np.zeros(256, np.uint8)
+    for segment in segments:
+        (label,) = [one for one in manifest.labels if segment.label.startswith(meaning_of(one).words)]
+        values[segment.number] = label.value
+    return values[read]
 
 
 def tampered(change):
@@ -149,5 +159,5 @@ def small() -> SimpleNamespace:
     """The functions above, since conftest cannot be imported."""
     return SimpleNamespace(
         lopsided=lopsided, formula=formula, FormulaEngine=FormulaEngine, SPACING=SPACING, ENGINE=ENGINE, DIGEST=DIGEST,
-        TILTED=TILTED, labels=labels, case=case_of, tampered=tampered,
+        TILTED=TILTED, labels=labels, case=case_of, as_labels=as_labels, tampered=tampered,
     )  # fmt: skip

@@ -50,7 +50,7 @@ def test_what_was_built_passes(recipe, volume, mask, manifest, small):
 
 def test_one_bit_per_pixel_cannot_be_run_length_encoded(volume, mask, manifest, small):
     with pytest.raises(ConfigurationError, match="one bit per pixel"):
-        build_segmentation(small.case(volume, mask, manifest), Recipe(Form.SEG, compression="rle"))
+        make_objects(small.case(volume, mask, manifest), [Recipe(Form.SEG, compression="rle")])
 
 
 def test_a_form_that_nothing_makes_is_named(volume, mask, manifest, small, monkeypatch):

@@ -14,7 +14,7 @@ from workers import whole
 from workers.cli import segment
 from workers.enhanced import write_enhanced
 from workers.readback import read_segmentation
-from workers.segment import find_series, series_below
+from workers.segment import find_series, recipes_of, series_below
 from workers.series import write_phantom, write_series
 from workers.volume import read_series
 from workers.whole import write_whole
@@ -105,3 +105,27 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OutOfDisk, match=r"no space left to write a\.dcm"):
         write_whole(tmp_path / "out" / "a.dcm", b"data")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_forms_are_named_and_each_is_a_file(folder, tmp_path):
+    done = run(folder, "--out", tmp_path / "out", "--forms", "labelmap,SEG", "--picture")
+    assert done.exit_code == 0, done.output
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert [name.split(".", 1)[1] for name in names] == ["labelmap.dcm", "png", "seg.dcm"]
+    assert all(name in done.stdout for name in names)
+
+
+@pytest.mark.parametrize(
+    ("forms", "expected"),
+    [("SEG,PDF", "no form of results"), ("", "no form"), ("SEG,SEG", "twice"), ("SEG+rle", "one bit per pixel")],
+)
+def test_a_form_that_cannot_be_made_is_told_before_anything_is_done(forms, expected, folder, tmp_path):
+    done = run(folder, "--out", tmp_path / "out", "--forms", forms)
+    assert isinstance(done.exception, ConfigurationError)
+    assert expected in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_is_of_the_segmentation_beside_it():
+    assert [recipe.key for recipe in recipes_of("SR, seg")] == ["SR:SEG", "SEG"]
+    assert [recipe.key for recipe in recipes_of("SR,SC")] == ["SR", "SC"]

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from node.errors import DeviceLost, EngineFailure, InvalidInstance, OutOfDisk, PennodeError, Unsuitable
+from node.records import input_digest
+from workers.frames import read_identity
+from workers.series import write_phantom
 from workers.tasks import Bench, run
 
 
@@ -20,7 +23,13 @@ class Node:
 
     def claim(self, job_id: str, _name: str) -> Any:
         return SimpleNamespace(
-            job_id=job_id, series_uid="1.2", input_digest="0", fence=1, lease_s=60.0, heartbeat_s=60.0, forms=("SEG",)
+            job_id=job_id,
+            series_uid="1.2",
+            input_digest=input_digest([]),
+            fence=1,
+            lease_s=60.0,
+            heartbeat_s=60.0,
+            forms=("SEG",),
         )
 
     def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
@@ -76,3 +85,34 @@ def test_an_engine_that_cannot_be_opened_leaves_the_job_to_others() -> None:
             raise AssertionError
 
     run("7", no_bench, Untouched(), "worker")  # type: ignore[arg-type]
+
+
+def test_images_that_are_not_those_of_the_job_give_it_back_and_are_not_segmented(tmp_path: Path) -> None:
+    paths = write_phantom(tmp_path, (3, 32, 32))
+    identities = [read_identity(path) for path in paths]
+    digest = input_digest((identity.sop_uid, identity.sha256) for identity in identities)
+    segmented: list[str] = []
+
+    def segment(found: list[Path], *_: Any) -> Any:
+        segmented.extend(path.name for path in found)
+        raise Unsuitable("no spine", "")
+
+    class Changed(Node):
+        def claim(self, job_id: str, name: str) -> Any:
+            return SimpleNamespace(**{**vars(super().claim(job_id, name)), "input_digest": digest})
+
+        def fetch_input(self, _claim: Any, _folder: Path) -> list[Path]:
+            return paths
+
+    node = Changed()
+    run("7", lambda: Bench(segment, "model 1.0.0"), node, "worker")  # type: ignore[arg-type]
+    assert node.told == [("7", "rejected", "segment", "no spine", "")]
+    assert len(segmented) == 3
+
+    data = bytearray(paths[1].read_bytes())
+    data[-7] ^= 1  # a pixel
+    paths[1].write_bytes(data)
+    run("8", lambda: Bench(segment, "model 1.0.0"), node, "worker")  # type: ignore[arg-type]
+    assert node.told[1][:3] == ("8", "retryable", "segment")
+    assert "not those that the job was made for" in node.told[1][3]
+    assert len(segmented) == 3, "the network was not asked"
