@@ -18,7 +18,7 @@ from dicom_validator.validator.error_handler import ValidationResultHandlerBase
 from pydicom.datadict import DicomDictionary, tag_for_keyword
 
 _FUNCTIONAL_GROUPS = ("(5200,9229)", "(5200,9230)")
-_CONTENT = ("(0040,A040)", "(0040,A043)", "(0040,A050)", "(0040,A730)")
+_CONTENT = ("(0040,A040)", "(0040,A043)", "(0040,A050)", "(0040,A504)", "(0040,A730)")
 
 
 class Standard:

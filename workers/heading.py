@@ -16,7 +16,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.errors import InvalidResult
-from node.forms import SOP_CLASSES, Recipe
+from node.forms import SOP_CLASSES, Form, Recipe
 from workers.case import Case
 from workers.frames import copied
 from workers.writing import TELL_US, translated
@@ -71,7 +71,8 @@ def equip(dataset: Dataset, case: Case, recipe: Recipe) -> None:
     dataset.SeriesDescription = case.series_description(recipe)
     dataset.SeriesDate, dataset.SeriesTime = case.when
     dataset.ContentDate, dataset.ContentTime = case.when
-    if case.sources[0].get("BodyPartExamined"):
+    # The series of reports and of structure sets have none (PS3.3 C.17.1, C.8.8.1).
+    if case.sources[0].get("BodyPartExamined") and recipe.form not in (Form.SR, Form.RTSTRUCT):
         dataset.BodyPartExamined = case.sources[0].BodyPartExamined
     for keyword, value in equipment(case).items():
         setattr(dataset, keyword, value)

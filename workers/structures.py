@@ -108,7 +108,6 @@ def _observation(segment: Segment) -> Dataset:
     return item(
         ObservationNumber=segment.number,
         ReferencedROINumber=segment.number,
-        ROIObservationLabel=segment.words[:16].strip(),
         RTROIIdentificationCodeSequence=[coded(segment.meaning.type)],
         RTROIInterpretedType="" if is_abnormal(segment.label) else "ORGAN",
         ROIInterpreter="",
