@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from tests.viewers.browser import Screen
-from tests.viewers.pixels import Shown, assert_overlaid, classify, project
+from tests.viewers.pixels import Shown, assert_outlined, assert_overlaid, classify, project
 
 PALETTE = {1: (240, 200, 80), 3: (240, 90, 140), 4: (230, 40, 40)}
 ZOOM, LEFT, TOP = 2.5, 40.0, 30.0
@@ -17,7 +18,7 @@ ROWS, COLUMNS = 80, 60
 def plane() -> NDArray[np.uint8]:
     made = np.zeros((ROWS, COLUMNS), np.uint8)
     made[20:50, 10:30] = 1
-    made[30:40, 36:44] = 4
+    made[30:42, 36:48] = 4
     return made
 
 
@@ -59,7 +60,7 @@ def test_an_overlay_in_its_place_is_seen_whatever_its_opacity(opacity: float) ->
         (lambda p: p[::-1], "where it is not"),
         (lambda p: np.zeros_like(p), "covers 0.0%"),
         (lambda p: np.where(p == 4, 3, p), "covers 0.0%"),
-        (lambda p: np.where((p == 4) & (np.arange(ROWS)[:, None] > 34), 0, p), "covers"),
+        (lambda p: np.where((p == 4) & (np.arange(ROWS)[:, None] > 35), 0, p), "covers"),
     ],
     ids=["shifted", "one voxel aside", "upside down", "none", "another colour", "half of it"],
 )
@@ -68,10 +69,43 @@ def test_an_overlay_that_is_wrong_is_refused(change, said: str) -> None:
         assert_overlaid(shown(change(plane()).astype(np.uint8)), 4, "the lesion")
 
 
+def outline(area: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The inner rim, one voxel wide, of each label."""
+    rim = np.zeros_like(area)
+    for value in PALETTE:
+        inside = area == value
+        rim[inside & ~ndimage.binary_erosion(inside)] = value
+    return rim
+
+
+def test_a_contour_in_its_place_is_seen() -> None:
+    seen = shown(outline(plane()), opacity=1.0)
+    for value in PALETTE:
+        assert_outlined(seen, value, "it")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: outline(np.roll(p, 4, axis=0)), "where it is not"),
+        (lambda p: outline(p[::-1]), "where it is not"),
+        (lambda p: p, "filled"),
+        (lambda p: np.zeros_like(p), "0.0% of the border"),
+        (lambda p: outline(np.where(p == 4, 3, p)), "0.0% of the border"),
+    ],
+    ids=["shifted", "upside down", "filled", "none", "another colour"],
+)
+def test_a_contour_that_is_wrong_is_refused(change, said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        assert_outlined(shown(change(plane()).astype(np.uint8), opacity=1.0), 4, "the lesion")
+
+
 def test_an_overlay_on_a_slice_that_has_none_is_refused() -> None:
     seen = project(screen(plane()), np.zeros((ROWS, COLUMNS), np.uint8), PALETTE)
     with pytest.raises(AssertionError, match="where it is not"):
         assert_overlaid(seen, 4, "the lesion")
+    with pytest.raises(AssertionError, match="where it is not"):
+        assert_outlined(seen, 4, "the lesion")
     assert_overlaid(seen, 3, "what nobody drew")
 
 
