@@ -25,17 +25,20 @@ COVERED = 0.98  # of the pixels within the border that have the colour
 OVERLAP = 0.97  # Dice coefficient of shown and expected
 SHIFT_VOXELS = 0.2  # between the centroids of shown and expected
 STRAY = 4  # pixels of one colour, beyond the border, that are let pass
+COLOUR = 2  # of 0..255, in each of red, green and blue: CIELab is rounded
 OUTLINED = 0.95  # of the border's pixels that have a contour's within two of them
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One slice on a screen: `labels` (rows, columns) int16 expected of each of its pixels, -1 beside the slice.
+    """One slice on a screen, whose `pixels` are (rows, columns, RGB) uint8.
 
-    `colours` are those seen: 0 grey, -1 a colour of no label. `grey` (rows, columns) float64 is what the voxels of the
-    slice look like, NaN below an overlay; `zoom` is in pixels of the screen per voxel.
+    `labels` (rows, columns) int16 are those expected of each pixel, -1 beside the slice; `colours` those seen: 0 grey,
+    -1 a colour of no label. `grey` (rows, columns) float64 is what the voxels of the slice look like, NaN below an
+    overlay; `zoom` is in pixels of the screen per voxel.
     """
 
+    pixels: NDArray[np.uint8]
     labels: NDArray[np.int16]
     colours: NDArray[np.int16]
     grey: NDArray[np.float64]
@@ -71,7 +74,9 @@ def project(screen: Screen, plane: NDArray[np.uint8], palette: Mapping[int, Colo
     on = (at_x >= left) & (at_x < int(right_edge)) & (at_y >= top) & (at_y < int(bottom))
     seen = np.where(colours == 0, screen.pixels.mean(axis=2), np.nan)
     grey[on] = seen[at_y[on], at_x[on]]
-    return Shown(labels, colours, grey, float(np.sqrt(abs(np.linalg.det(np.column_stack([across, along]))))))
+    return Shown(
+        screen.pixels, labels, colours, grey, float(np.sqrt(abs(np.linalg.det(np.column_stack([across, along])))))
+    )
 
 
 def classify(pixels: NDArray[np.uint8], palette: Mapping[int, Colour]) -> NDArray[np.int16]:
@@ -106,6 +111,15 @@ def assert_overlaid(shown: Shown, value: int, name: str) -> None:
     assert overlap >= OVERLAP, f"{name} is shown over its mask with a Dice coefficient of {overlap:.3f} only"
     shift = float(np.linalg.norm(np.subtract(_middle(seen), _middle(expected)))) / shown.zoom
     assert shift <= SHIFT_VOXELS, f"{name} is shown {shift:.2f} voxels aside"
+
+
+def assert_coloured(shown: Shown, value: int, colour: Colour, name: str) -> None:
+    """Fail unless the colour that label `value` has most often, at its border, is the one that we recommend."""
+    seen = shown.pixels[(shown.colours == value) & (shown.labels >= 0)]
+    assert len(seen), f"{name} is not shown"
+    colours, counts = np.unique(seen, axis=0, return_counts=True)
+    most = colours[counts.argmax()].astype(int)
+    assert np.abs(most - colour).max() <= COLOUR, f"{name} is shown in {most.tolist()} rather than {list(colour)}"
 
 
 def assert_outlined(shown: Shown, value: int, name: str) -> None:

@@ -15,7 +15,15 @@ from node.forms import Form
 from tests import peers
 from tests.viewers.browser import Browser, browsing
 from tests.viewers.npm import OHIF, unpacked
-from tests.viewers.pixels import Shown, assert_is_slice, assert_outlined, assert_overlaid, corners, project
+from tests.viewers.pixels import (
+    Shown,
+    assert_coloured,
+    assert_is_slice,
+    assert_outlined,
+    assert_overlaid,
+    corners,
+    project,
+)
 from tests.viewers.serving import create_app, serving
 from tests.viewers.studies import (
     ALONE,
@@ -28,7 +36,7 @@ from tests.viewers.studies import (
     made_study,
     names,
     palette,
-)  # fmt: skip
+)
 
 pytestmark = [pytest.mark.viewers, pytest.mark.timeout(600)]
 
@@ -88,6 +96,13 @@ def measured(study: Study) -> list[int]:
     return sorted(frame for frame in around if 0 <= frame < len(study.mask))
 
 
+def assert_all_overlaid(shown: Shown, where: str) -> None:
+    for value, name in names().items():
+        assert_overlaid(shown, value, f"{where}: {name}")
+        if (shown.labels == value).any():
+            assert_coloured(shown, value, palette()[value], f"{where}: {name}")
+
+
 def test_segmentation_of_the_demo_lies_where_it_says(
     browser: Browser, viewer: str, demo: Study, tmp_path: Path
 ) -> None:
@@ -100,8 +115,7 @@ def test_segmentation_of_the_demo_lies_where_it_says(
     confirm(browser)
     for frame in measured(demo):
         shown = look(browser, demo, frame, demo.sop(frame), tmp_path)
-        for value, name in names().items():
-            assert_overlaid(shown, value, f"slice {frame + 1}: {name}")
+        assert_all_overlaid(shown, f"slice {frame + 1}")
     assert all(name in browser.text() for value, name in names().items() if demo.frames_of(value))
 
 
@@ -114,8 +128,7 @@ def test_segmentation_of_a_lesion_begins_and_ends_on_its_slices(
     confirm(browser)
     for frame in measured(made):
         shown = look(browser, made, frame, made.sop(frame), tmp_path)
-        for value, name in names().items():
-            assert_overlaid(shown, value, f"slice {frame + 1}: {name}")
+        assert_all_overlaid(shown, f"slice {frame + 1}")
 
 
 def misplaced(browser: Browser, viewer: str, made: Study, description: str, folder: Path) -> dict[int, str]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tests.viewers.browser import Screen
-from tests.viewers.pixels import Shown, assert_outlined, assert_overlaid, classify, project
+from tests.viewers.pixels import Shown, assert_coloured, assert_outlined, assert_overlaid, classify, project
 
 PALETTE = {1: (240, 200, 80), 3: (240, 90, 140), 4: (230, 40, 40)}
 ZOOM, LEFT, TOP = 2.5, 40.0, 30.0
@@ -67,6 +67,15 @@ def test_an_overlay_in_its_place_is_seen_whatever_its_opacity(opacity: float) ->
 def test_an_overlay_that_is_wrong_is_refused(change, said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         assert_overlaid(shown(change(plane()).astype(np.uint8)), 4, "the lesion")
+
+
+def test_the_colour_itself_is_looked_at_too() -> None:
+    seen = shown(plane(), opacity=1.0)
+    assert_coloured(seen, 4, PALETTE[4], "the lesion")
+    with pytest.raises(AssertionError, match="rather than"):
+        assert_coloured(seen, 4, (230, 44, 40), "the lesion")
+    with pytest.raises(AssertionError, match="not shown"):
+        assert_coloured(seen, 3, PALETTE[3], "what nobody drew")
 
 
 def outline(area: NDArray[np.uint8]) -> NDArray[np.uint8]:
