@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo up test check fuzz bench bench-assembly bench-ingest bench-node bench-patches bench-results clean
+.PHONY: demo up test test-viewers check fuzz bench bench-assembly bench-ingest bench-node bench-patches bench-results clean
 demo: $(VENV)/.installed-run
 	@$(BIN)/pennode demo $(ARGS)
 
@@ -13,6 +13,10 @@ up: $(VENV)/.installed-run
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+# Opens results of ours in OHIF, from npm, in Chromium, and looks at the pixels. Leaves the README's picture in out/.
+test-viewers: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m viewers tests/viewers $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
