@@ -172,4 +172,4 @@ def _segmentation(form: Form, destination: Destination) -> Recipe:
     return Recipe(form, not destination.omit_empty_frames, destination.compression)
 
 
-DEFAULT: tuple[Recipe, ...] = (Recipe(Form.SEG),)
+DEFAULT: tuple[Recipe, ...] = (Recipe(Form.SEG), Recipe(Form.SR, of="SEG"))

@@ -47,5 +47,8 @@ def test_a_pacs_without_segmentations_gets_captures_and_report_whatever_happens(
             assert {d.state for d in items if d.rung == 1} == {D.SENT}
             received = [pydicom.dcmread(path) for path in (tmp_path / "pacs" / "received").iterdir()]
             assert {str(ds.SOPInstanceUID) for ds in received} == {d.sop_uid for d in items if d.rung == 1}
-            assert {ds.SOPClassUID for ds in received} == {uid.SecondaryCaptureImageStorage, uid.Comprehensive3DSRStorage}
+            assert {ds.SOPClassUID for ds in received} == {
+                uid.SecondaryCaptureImageStorage,
+                uid.Comprehensive3DSRStorage,
+            }
             assert sum(ds.SOPClassUID == uid.SecondaryCaptureImageStorage for ds in received) == len(phantom)

@@ -32,7 +32,7 @@ class Destination(Secured):
     token: SecretStr | None = Field(None, description="bearer token for url")
     token_file: Path | None = Field(None, description="a file that holds it, read anew for each round")
     proxy: SecretUrl = Field("", description="http://… of a proxy on the way to url; those of the environment are not")
-    forms: tuple[Form, ...] = Field((Form.SEG,), min_length=1, description="what it gets")
+    forms: tuple[Form, ...] = Field((Form.SEG, Form.SR), min_length=1, description="what it gets")
     instead: tuple[Form, ...] = Field(
         (), description="what it gets, one after the other, where it takes no segmentation; a report goes with each"
     )
