@@ -20,7 +20,7 @@ from tests.node.making import SERIES, STUDY, mr, write
 from tests.peers import Orthanc, orthanc, storescp
 from workers.series import write_phantom
 
-MANY, IMAGES = "1.2.3.50", 150
+MANY, IMAGES = "1.2.3.50", 600
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     folder = tmp_path_factory.mktemp("study")
     files = [write(mr(n), folder / f"{n}.dcm") for n in range(1, 6)]
     files += [
-        write(mr(n, MANY, size=600, StudyInstanceUID="1.2.3.5"), folder / f"m{n}.dcm") for n in range(1, IMAGES + 1)
+        write(mr(n, MANY, size=64, StudyInstanceUID="1.2.3.5"), folder / f"m{n}.dcm") for n in range(1, IMAGES + 1)
     ]
     with orthanc(tmp_path_factory.mktemp("orthanc"), {}) as found:
         peer = Address("ORTHANC", "127.0.0.1", found.dicom_port, "FILLER")
@@ -123,8 +123,9 @@ def test_a_node_killed_in_the_middle_fetches_the_rest_at_its_next_start(
         port = int(here.start_node().rpartition(":")[2])
         here.environment["PENNODE_LISTENER_PORT"] = str(port)
         let_in(pacs, port)
-        asked = pennode("fetch", "--study", "1.2.3.5", "--from", archive, "--json", environment=here.environment)
-        assert json.loads(asked.stdout)["state"] in ("ASKED", "RUNNING")
+        here.ledger.ask_fetch(
+            archive, "1.2.3.5", [], "tester", time.time()
+        )  # at once: a command takes its time to start
         until(lambda: here.ledger.images_here([MANY]).get(MANY, 0) >= 10, "some images are here", 30)
         here.kill("node")
         before = here.ledger.images_here([MANY])[MANY]
@@ -140,12 +141,12 @@ def test_a_node_killed_in_the_middle_fetches_the_rest_at_its_next_start(
 
 
 def test_an_archive_killed_in_the_middle_is_named_and_fetched_from_again(tmp_path: Path) -> None:
-    files = [write(mr(n, MANY, size=600), tmp_path / f"{n}.dcm") for n in range(1, IMAGES + 1)]
+    files = [write(mr(n, MANY, size=64), tmp_path / f"{n}.dcm") for n in range(1, IMAGES + 1)]
     with orthanc(tmp_path / "orthanc", {}) as pacs, site(tmp_path, PENNODE_ARCHIVES=archives(pacs)) as here:
         peer = Address("ORTHANC", "127.0.0.1", pacs.dicom_port, "FILLER")
         assert send_files([describe(f) for f in files], peer, 30, lambda _f, _n: None) == []
         let_in(pacs, int(here.start_node().rpartition(":")[2]))
-        pennode("fetch", "--study", STUDY, "--from", "pacs", environment=here.environment)
+        here.ledger.ask_fetch("pacs", STUDY, [], "tester", time.time())
         until(lambda: here.ledger.images_here([MANY]).get(MANY, 0) >= 10, "some images are here", 30)
         os.kill(pacs.pid, signal.SIGKILL)
         found = until(lambda: (one := only(here)).state is FetchState.FAILED and one, "the fetch ends", 60)
