@@ -132,8 +132,13 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(folder: Path, destinations: Sequence[tuple[str, str, int]] = (), **environment: str) -> Iterator[Site]:
-    """Make a site below `folder` that delivers to `(name, AE title, port)` destinations on loopback."""
+def site(
+    folder: Path,
+    destinations: Sequence[tuple[str, str, int]] = (),
+    forms: Sequence[str] = ("SEG",),
+    **environment: str,
+) -> Iterator[Site]:
+    """Make a site below `folder` that delivers `forms` to `(name, AE title, port)` destinations on loopback."""
     state = folder / "state"
     here = Site(
         state,
@@ -145,7 +150,10 @@ def site(folder: Path, destinations: Sequence[tuple[str, str, int]] = (), **envi
             "PENNODE_LISTENER_FREE_FLOOR_MB": "0",
             "PENNODE_RETENTION_FREE_FLOOR_MB": "0",
             "PENNODE_DESTINATIONS": json.dumps(
-                [{"name": n, "ae_title": ae, "host": "127.0.0.1", "port": port} for n, ae, port in destinations]
+                [
+                    {"name": n, "ae_title": ae, "host": "127.0.0.1", "port": port, "forms": forms}
+                    for n, ae, port in destinations
+                ]
             ),
         }
         | environment,

@@ -50,14 +50,25 @@ def assert_good_result(seg: Path, source: list[Path]) -> None:
 
 
 def test_dcmtk_sends_and_receives_on_embedded_defaults(tmp_path: Path, phantom: list[Path]) -> None:
-    with storescp(tmp_path / "pacs") as port, site(tmp_path, [("pacs", "STORESCP", port)]) as here:
+    with storescp(tmp_path / "pacs") as port, site(tmp_path) as here:
+        pacs = {"name": "pacs", "ae_title": "STORESCP", "host": "127.0.0.1", "port": port}
+        here.environment["PENNODE_DESTINATIONS"] = json.dumps([pacs])
         storescu(here.start_node("up"), phantom)
         (job,) = here.wait_finished(1).values()
         assert job.state is JobState.DELIVERED, job.reason
-        (received,) = (tmp_path / "pacs" / "received").iterdir()
-        assert_good_result(received, phantom)
-        (delivery,) = here.ledger.deliveries(job.id)
-        assert data_set(received.read_bytes()) == data_set((here.state / "spool" / delivery.path).read_bytes())
+        received = {pydicom.dcmread(f).SOPInstanceUID: f for f in (tmp_path / "pacs" / "received").iterdir()}
+        deliveries = {d.form: d for d in here.ledger.deliveries(job.id)}
+        assert set(deliveries) == {"SEG", "SR:SEG"}
+        assert {d.sop_uid for d in deliveries.values()} == set(received)
+        assert_good_result(received[deliveries["SEG"].sop_uid], phantom)
+        for delivery in deliveries.values():
+            kept = (here.state / "spool" / delivery.path).read_bytes()
+            assert data_set(received[delivery.sop_uid].read_bytes()) == data_set(kept)
+        report = pydicom.dcmread(received[deliveries["SR:SEG"].sop_uid])
+        assert dciodvfy(received[deliveries["SR:SEG"].sop_uid]) == []
+        evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+        named = {item.ReferencedSOPInstanceUID for one in evidence for item in one.ReferencedSOPSequence}
+        assert deliveries["SEG"].sop_uid in named
 
 
 def test_redis_as_broker_and_orthanc_as_pacs(tmp_path: Path, phantom: list[Path]) -> None:

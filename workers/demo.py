@@ -26,6 +26,7 @@ import httpx
 import typer
 
 from node.errors import ConfigurationError, NodeUnavailable, PeerRefused, PennodeError
+from node.forms import Form, Recipe
 from node.records import FINISHED, RESEARCH_NOTICE, JobState
 
 _START_S = 90.0
@@ -35,7 +36,7 @@ _POLL_S = 0.1
 
 @dataclass
 class _Outcome:
-    """What the demo saw of one series."""
+    """What the demo saw of one series; `seg` is the segmentation's file, `others` those of what came with it."""
 
     job_id: str
     state: str
@@ -43,6 +44,7 @@ class _Outcome:
     timeline: list[dict[str, Any]]
     seconds: float | None = None
     seg: str = ""
+    others: list[str] = field(default_factory=list)
     picture: str = ""
     problems: list[str] = field(default_factory=list)
 
@@ -221,21 +223,24 @@ def _verify(outcome: _Outcome, node: dict[str, Any], pacs: Path, source: Path, o
         if not received.is_file():
             outcome.problems.append("the PACS does not hold the object it acknowledged")
             continue
+        out.mkdir(parents=True, exist_ok=True)
+        form = Recipe.parse(delivery["form"]).form
+        copy = out / f"{outcome.job_id[:8]}.{form.lower()}.dcm"
+        copy.write_bytes(data := received.read_bytes())
+        if form is not Form.SEG:
+            outcome.others.append(str(copy))
+            continue
         outcome.seconds = round(received.stat().st_mtime - sent_at, 3)
         files = series_below(source)[detail["job"]["series_uid"]]
         volume = read_series(files)
-        data = received.read_bytes()
         try:
             read_segmentation(data, volume)
         except PennodeError as error:
             outcome.problems.append(str(error))
             continue
-        out.mkdir(parents=True, exist_ok=True)
-        seg = out / f"{outcome.job_id[:8]}.seg.dcm"
-        seg.write_bytes(data)
-        picture = seg.with_suffix("").with_suffix(".png")
+        picture = copy.with_suffix("").with_suffix(".png")
         write_picture(picture, volume, data)
-        outcome.seg, outcome.picture = str(seg), str(picture)
+        outcome.seg, outcome.picture = str(copy), str(picture)
 
 
 def _report(outcomes: list[_Outcome], as_json: bool, say: Callable[[str], None]) -> None:
@@ -255,7 +260,9 @@ def _report(outcomes: list[_Outcome], as_json: bool, say: Callable[[str], None])
     for outcome in outcomes:
         if outcome.seg:
             say(f"the PACS has the segmentation {outcome.seconds:.1f} s after the last image")
-            say(f"  object   {outcome.seg}\n  picture  {outcome.picture}")
+            for path in (outcome.seg, *outcome.others):
+                say(f"  object   {path}")
+            say(f"  picture  {outcome.picture}")
         for problem in outcome.problems:
             say(f"problem: {problem}")
         if not outcome.seg and not outcome.problems:

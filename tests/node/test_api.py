@@ -40,7 +40,7 @@ from tests.peers import real_data
 from tests.waiting import until
 
 TOKEN = "worker token"
-PACS = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=104)
+PACS = Destination(name="pacs", ae_title="PACS", host="127.0.0.1", port=104, forms=(Form.SEG,))
 
 
 class Site:

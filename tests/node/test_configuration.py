@@ -269,7 +269,7 @@ def test_destinations_that_can_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     settings = load()
     assert [d.security.tls for d in settings.destinations] == [False, True, False, True, True, True]
     assert settings.destinations[2].url == "http://127.0.0.1:8042/dicom-web"
-    assert settings.destinations[0].forms == ("SEG",)
+    assert settings.destinations[0].forms == ("SEG", "SR")
     assert settings.destinations[0].instead == ()
     for shown in (repr(settings), json.dumps(effective(settings)), str(settings.destinations)):
         assert "geheim" not in shown
