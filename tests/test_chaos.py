@@ -150,7 +150,7 @@ def test_a_destination_that_is_down_gets_its_results_later(tmp_path: Path, spine
             assert process.stdout is not None
             port = json.loads(process.stdout.readline())["port"]
             here.environment["PENNODE_DESTINATIONS"] = json.dumps(
-                [{"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": port}]
+                [{"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": port, "forms": ["SEG"]}]
             )
             here.start_node("up")
             assert_each_once(here, folder, spines[:1])

@@ -160,8 +160,9 @@ def test_the_worker_of_up_reads_the_same_settings_and_token(tmp_path: Path, phan
         send(here.start_node("up"), phantom)
         (job,) = here.wait_finished(1).values()
         assert job.state is JobState.DELIVERED, job.reason
-        (received,) = (tmp_path / "pacs" / "received").iterdir()
-        assert b"SAID IN THE FILE" in received.read_bytes()
+        received = list((tmp_path / "pacs" / "received").iterdir())
+        assert len(received) == 2
+        assert all(b"SAID IN THE FILE" in one.read_bytes() for one in received)
 
 
 def test_the_demo_leaves_a_configured_site_alone(tmp_path: Path) -> None:
@@ -374,8 +375,8 @@ def test_results_reach_a_dicomweb_service_as_they_reach_a_pacs(tmp_path: Path, p
     with orthanc(tmp_path / "orthanc", dicomweb={}) as pacs, storescp(tmp_path / "pacs") as port:
         (tmp_path / "token").write_text("a-token")
         destinations = [
-            {"name": "web", "url": f"{pacs.url}/dicom-web", "token_file": str(tmp_path / "token")},
-            {"name": "pacs", "ae_title": "STORESCP", "host": "127.0.0.1", "port": port},
+            {"name": "web", "url": f"{pacs.url}/dicom-web", "token_file": str(tmp_path / "token"), "forms": ["SEG"]},
+            {"name": "pacs", "ae_title": "STORESCP", "host": "127.0.0.1", "port": port, "forms": ["SEG"]},
         ]
         with site(tmp_path, PENNODE_DESTINATIONS=json.dumps(destinations)) as here:
             send(here.start_node("up"), phantom)

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 def destination(port: int, ae_title: str = "PACS", **values: object) -> Destination:
+    values = {"forms": ("SEG",), **values}
     return Destination(name="PACS", ae_title=ae_title, host="127.0.0.1", port=port, **values)  # type: ignore[arg-type]
 
 
@@ -80,7 +81,7 @@ def test_storescp_whose_profile_lacks_segmentations_gets_the_secondary_capture_v
         assert ledger.job(job).reason == "PACS takes no SEG: sends SC and SR instead"
         site.tick(1)
     uids = site.uids()
-    assert received(tmp_path / "scp" / "store") == {
+    assert received(tmp_path / "scp" / "received") == {
         uids["SC"]: uid.SecondaryCaptureImageStorage, uids["SR"]: uid.Comprehensive3DSRStorage
     }  # fmt: skip
     found = ledger.job(job)

@@ -493,7 +493,7 @@ def serving_as(kind: Service) -> Iterator[Service]:
 
 def test_a_service_that_is_down_is_tried_at_growing_intervals_until_it_is_back(ledger: Ledger, spool: Spool) -> None:
     with serving(status=503) as service:
-        site = Couriers(ledger, spool, Destination(name="web", url=service.url))
+        site = Couriers(ledger, spool, Destination(name="web", url=service.url, forms=("SEG",)))
         job = site.segmented()
         waits = []
         for _ in range(4):
@@ -510,7 +510,9 @@ def test_a_service_that_is_down_is_tried_at_growing_intervals_until_it_is_back(l
 def test_a_token_that_cannot_be_read_is_a_refusal_with_its_reason(ledger: Ledger, spool: Spool, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("x")
     with serving() as service:
-        site = Couriers(ledger, spool, Destination(name="web", url=service.url, token_file=tmp_path / "token"))
+        site = Couriers(
+            ledger, spool, Destination(name="web", url=service.url, forms=("SEG",), token_file=tmp_path / "token")
+        )
         (tmp_path / "token").unlink()
         job = site.segmented()
         site.tick()
