@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from node.records import WAITING, Job, JobState
+from node.records import Job
+from node.states import WAITING, JobState
 
 
 @dataclass(frozen=True)

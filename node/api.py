@@ -28,9 +28,10 @@ from node.forms import demanded, rungs
 from node.inspection import Origin
 from node.ledger import Ledger
 from node.logs import printable
-from node.records import Job, JobState, Result, Worker
+from node.records import Job, Result, Worker
 from node.settings import Api, Destination, Dispatch
 from node.spool import Spool
+from node.states import JobState
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from node.errors import RequestTooLarge
 _PIECE = 512 << 10
 
 
-class TooSlow(Exception):
+class RequestTooSlow(Exception):
     """Raised when less comes than must."""
 
 
-class Body:
-    """What one ASGI request brings. Iterating raises `RequestTooLarge`, `TooSlow` or `ClientDisconnect`.
+class RequestBody:
+    """What one ASGI request brings. Iterating raises `RequestTooLarge`, `RequestTooSlow` or `ClientDisconnect`.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Body:
                     message = await self._receive()
             except TimeoutError:
                 if self._came < self._needed:
-                    raise TooSlow("the request came at less than listener.min_rate") from None
+                    raise RequestTooSlow("the request came at less than listener.min_rate") from None
                 self._waited_s, self._came = 0.0, 0
             else:
                 self._waited_s += time.monotonic() - began

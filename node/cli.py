@@ -106,7 +106,8 @@ def send(
     as_json: JsonOption = False,
 ) -> None:
     """Send DICOM files to a peer by C-STORE, each as it is encoded."""
-    from node.scu import Outgoing, describe, send_files
+    from node.outgoing import Outgoing, describe
+    from node.scu import send_files
     from node.settings import Secured
 
     if tls_ca is None and (tls_certificate or tls_key or tls_name):

@@ -25,8 +25,9 @@ from node.errors import (
 )
 from node.forms import rungs
 from node.ledger import Ledger
+from node.outgoing import Outgoing, describe
 from node.records import Delivery
-from node.scu import Address, Outgoing, describe
+from node.scu import Address
 from node.settings import Delivery as Rules
 from node.settings import Destination, Settings
 from node.spool import Spool

@@ -18,7 +18,8 @@ from node.configuration import load
 from node.errors import ConfigurationError, NotFound, PeerUnavailable
 from node.forms import in_words
 from node.logs import printable
-from node.records import Delivery, DeliveryState, Job, JobState, Proof, Wanted, is_uid, known_at
+from node.records import Delivery, Job, is_uid, known_at
+from node.states import DeliveryState, JobState, Proof, Wanted
 
 if TYPE_CHECKING:
     from node.agreement import Comparison

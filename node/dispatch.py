@@ -18,8 +18,9 @@ from redis.exceptions import RedisError
 from node.broker import SEGMENT_TASK, celery_config, queue_of
 from node.errors import BrokerUnavailable
 from node.ledger import Ledger
-from node.records import WORKER_SILENT_S, JobState
+from node.records import WORKER_SILENT_S
 from node.settings import Dispatch, Settings
+from node.states import JobState
 from node.urls import masked
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from node.evidence import Weight
 from node.forms import in_words
 from node.ledger import CommitmentState, FetchState, StepState
 from node.logs import printable
-from node.records import FINISHED, JOB_MOVES, RESEARCH_NOTICE, UNFINISHED, DeliveryState, Job, JobState
+from node.records import RESEARCH_NOTICE, Job
+from node.states import FINISHED, JOB_MOVES, UNFINISHED, DeliveryState, JobState
 
 # A tone for the colour of a state, and words for a job that carries no reason of its own.
 STATES: dict[JobState, tuple[str, str]] = {

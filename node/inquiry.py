@@ -24,8 +24,8 @@ from node.incoming import Origin
 from node.operation import Operation, Outcome
 from node.pdata import N_EVENT_REPORT_RQ
 from node.query import holds_image
-from node.records import Proof
 from node.scu import Address, associate
+from node.states import Proof
 
 _SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 _REQUEST = 1  # the only Action Type (PS3.4 J.3.2.1.1)

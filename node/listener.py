@@ -32,7 +32,8 @@ from node.selfcheck import difference
 from node.services import services
 from node.settings import Commitment, Delivery, Listener, Peer
 from node.spool import Spool
-from node.stock import StockServer, StockTlsSocket
+from node.stock import StockServer
+from node.stocktls import StockTlsSocket
 from node.tls import ServerTls
 from node.tlswire import TlsSocket
 

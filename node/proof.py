@@ -24,12 +24,14 @@ from node.header import UNREADABLE
 from node.inquiry import Sent, inquire
 from node.ledger import Ledger
 from node.operation import Operation, Outcome
+from node.outgoing import describe
 from node.readback import compare
-from node.records import Delivery, Proof, Wanted
+from node.records import Delivery
 from node.retrieval import fetch
-from node.scu import Address, describe
+from node.scu import Address
 from node.settings import Delivery as Rules
 from node.spool import Spool
+from node.states import Proof, Wanted
 from node.webinquiry import WebService, web_inquiry
 
 log = logging.getLogger(__name__)

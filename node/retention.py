@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 
 from node.ledger import Ledger
-from node.records import JobState
 from node.settings import Retention
 from node.spool import Spool
+from node.states import JobState
 
 log = logging.getLogger(__name__)
 

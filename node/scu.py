@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pydicom
@@ -18,7 +17,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 
 from node.errors import ClassRefused, InvalidInstance, PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
-from node.records import is_uid
+from node.outgoing import Outgoing
 from node.settings import Secured
 from node.tls import client_context
 
@@ -56,38 +55,6 @@ class Address:
         """Open an association for these files, and yield what sends one of them; raises as `associate` and `send`."""
         with associate(self, contexts_for(files), timeout_s) as association:
             yield partial(send, association)
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """One Part-10 file to send, as its file meta information describes it."""
-
-    path: Path
-    sop_class_uid: str
-    sop_uid: str
-    transfer_syntax_uid: str
-
-
-def describe(path: Path) -> Outgoing:
-    """Read what negotiation needs of one file.
-
-    Raises
-    ------
-    InvalidInstance
-        It is no DICOM Part-10 file.
-    """
-    try:
-        meta = pydicom.filereader.read_file_meta_info(path)
-        outgoing = Outgoing(
-            path, str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID), str(meta.TransferSyntaxUID)
-        )
-    except (FileNotFoundError, PermissionError) as error:
-        raise InvalidInstance(f"{path.name} cannot be read ({error.strerror})", "check the file") from error
-    except UNREADABLE as error:
-        raise InvalidInstance(f"{path.name} is not a DICOM file", "leave it out") from error
-    if not all(map(is_uid, (outgoing.sop_class_uid, outgoing.sop_uid, outgoing.transfer_syntax_uid))):
-        raise InvalidInstance(f"the file meta information of {path.name} holds no valid UIDs", "leave it out")
-    return outgoing
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ class Session:
     until: float
 
 
-class Door:
+class TokenDoor:
     """Checks tokens, at most ten wrong ones per minute and client, and keeps the sessions.
 
     Sessions live in memory: a restart of the node signs everybody out, and a stolen disk holds none.

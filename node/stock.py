@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
-import socket
 import ssl
 import threading
 import time
@@ -33,7 +32,7 @@ from node.peers import Verdict, plain_title
 from node.reception import Reception
 from node.services import SOP_CLASSES, Services
 from node.settings import Listener
-from node.tls import ServerTls, explain
+from node.stocktls import StockContext
 
 log = logging.getLogger(__name__)
 
@@ -58,30 +57,6 @@ class _Guest:
     is_open: bool = False
     rest_since: float = 0.0
     reporting: threading.Lock = field(default_factory=threading.Lock)  # one report is on its way at a time
-
-
-class StockTlsSocket(ssl.SSLSocket):
-    """A connection of TLS, whose handshake is made by who first reads it: its own thread, not that which accepts."""
-
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """Read, and say why there is no TLS where there is none."""
-        try:
-            return super().recv(buflen, flags)
-        except ssl.SSLError as error:
-            log.warning("ended the connection with a peer: no TLS: %s", explain(error))
-            raise
-
-
-class _Context(ssl.SSLContext):
-    """What pynetdicom takes for an SSLContext; it has the certificate that lies on disk at the time."""
-
-    tls: ServerTls
-    timeout_s: float
-
-    def wrap_socket(self, sock: socket.socket, *_: Any, **__: Any) -> ssl.SSLSocket:
-        secured = self.tls.wrap(sock)
-        secured.settimeout(self.timeout_s)
-        return secured
 
 
 class StockServer:
@@ -128,7 +103,7 @@ class StockServer:
     def _listen(self, entrance: Entrance) -> Any:
         context = None
         if entrance.tls is not None:
-            context = _Context(ssl.PROTOCOL_TLS_SERVER)
+            context = StockContext(ssl.PROTOCOL_TLS_SERVER)
             context.tls, context.timeout_s = entrance.tls, self._settings.pdu_timeout_s
         at = self._settings.host, entrance.port
         return self._ae.start_server(at, block=False, ssl_context=context, evt_handlers=self.handlers())

@@ -23,14 +23,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from node import statuses, storeresponse
-from node.body import Body, TooSlow
+from node.body import RequestBody, RequestTooSlow
 from node.errors import InvalidRequest, RequestTooLarge
 from node.listener import Door
 from node.multipart import Multipart
 from node.records import is_uid
 from node.settings import Listener, Web
-from node.signin import STOW_PATH
-from node.signin import Door as TokenDoor
+from node.signin import STOW_PATH, TokenDoor
 from node.transaction import DICOM, Outcome, Transaction
 
 log = logging.getLogger(__name__)
@@ -76,7 +75,9 @@ class OriginServer:
         """Answer one request."""
         request = Request(scope, receive)
         address = _address(request)
-        body = Body(receive, self._settings.max_stow_mb * 1_000_000, self._limits.min_rate, self._limits.pdu_timeout_s)
+        body = RequestBody(
+            receive, self._settings.max_stow_mb * 1_000_000, self._limits.min_rate, self._limits.pdu_timeout_s
+        )
         try:
             response = await self._answer(request, body, address)
         except HTTPException as error:
@@ -87,7 +88,7 @@ class OriginServer:
             return
         await (response(scope, receive, send) if body.whole else _answer_and_close(response, receive, send))
 
-    async def _answer(self, request: Request, body: Body, address: str) -> Response:
+    async def _answer(self, request: Request, body: RequestBody, address: str) -> Response:
         started = time.monotonic()
         target = self._judge(request)
         with self._place():
@@ -138,7 +139,9 @@ class OriginServer:
         finally:
             self._served -= 1
 
-    async def _store(self, target: _Target, body: Body, address: str) -> tuple[Sequence[Outcome], HTTPException | None]:
+    async def _store(
+        self, target: _Target, body: RequestBody, address: str
+    ) -> tuple[Sequence[Outcome], HTTPException | None]:
         """Return what became of the parts, and what ended the body early, which is then the last outcome."""
         trouble, status = None, statuses.CANNOT_UNDERSTAND
         with self._door.web_association(CALLING_AE, address, target.study_uid) as origin:
@@ -152,7 +155,7 @@ class OriginServer:
                 await run_in_threadpool(transaction.finish)
             except InvalidRequest as error:
                 trouble = HTTPException(400, str(error))
-            except TooSlow as error:
+            except RequestTooSlow as error:
                 trouble = HTTPException(408, str(error))
             except RequestTooLarge as error:
                 trouble, status = HTTPException(413, str(error)), statuses.OUT_OF_RESOURCES

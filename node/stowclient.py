@@ -28,7 +28,7 @@ from requests.auth import AuthBase
 from node.configuration import secret
 from node.errors import ConfigurationError, InvalidInstance, PeerUnavailable
 from node.header import UNREADABLE
-from node.scu import Outgoing
+from node.outgoing import Outgoing
 from node.settings import Destination, Secured
 from node.storeanswer import LONGEST, judge
 from node.tls import client_context, explain

@@ -25,9 +25,10 @@ from node.display import states_of, templates, verbs, views
 from node.errors import InvalidRequest, NotFound, PennodeError, Permanent
 from node.ledger import Ledger
 from node.peers import Peers
-from node.records import WORKER_SILENT_S, JobState, known_at
+from node.records import WORKER_SILENT_S, known_at
 from node.settings import Listener
-from node.signin import Door, Guard, Session, form, own_page, security_headers
+from node.signin import Guard, Session, TokenDoor, form, own_page, security_headers
+from node.states import JobState
 from node.webfetch import FetchSite, Orders
 from node.webjson import JsonSite, change_job, job_id_of, listing_of, needle, number
 
@@ -92,7 +93,7 @@ def create_app(
     orders
         Takes what is to be fetched; without it there is no archive.
     """
-    door = Door(token, link_token or token, now)
+    door = TokenDoor(token, link_token or token, now)
     peers = peers or Peers(Listener(), ())
     site, api = _Site(ledger, door, health, now, peers), JsonSite(ledger, door, now, peers)
     fetches = FetchSite(
@@ -131,7 +132,7 @@ class _Site:
     """The endpoints, and what they need."""
 
     def __init__(
-        self, ledger: Ledger, door: Door, health: Callable[[], Health], now: Callable[[], float], peers: Peers
+        self, ledger: Ledger, door: TokenDoor, health: Callable[[], Health], now: Callable[[], float], peers: Peers
     ) -> None:
         self._ledger = ledger
         self._peers = peers

@@ -18,7 +18,7 @@ from node.errors import InvalidRequest, NotFound
 from node.ledger import Fetch, Ledger
 from node.logs import printable
 from node.records import is_uid
-from node.signin import Door, Session, form
+from node.signin import Session, TokenDoor, form
 
 _SHOWN = 50
 _MOST_SERIES = 500
@@ -97,7 +97,7 @@ class FetchSite:
         self,
         ledger: Ledger,
         orders: Orders,
-        door: Door,
+        door: TokenDoor,
         now: Callable[[], float],
         *,
         render: Render,

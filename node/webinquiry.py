@@ -22,8 +22,8 @@ from node.errors import InvalidInstance, InvalidRequest, PeerRefused, PeerUnavai
 from node.header import UNREADABLE
 from node.inquiry import Sent
 from node.multipart import Multipart
-from node.records import Proof
 from node.settings import Secured
+from node.states import Proof
 from node.tls import client_context
 
 # The answer about one object, and one object: bytes that are read of either.

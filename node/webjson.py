@@ -16,8 +16,9 @@ from node.errors import NotFound
 from node.forms import in_words
 from node.ledger import Ledger
 from node.peers import Listing, Peers
-from node.records import Job, JobState, Wanted, known_at
-from node.signin import Door
+from node.records import Job, known_at
+from node.signin import TokenDoor
+from node.states import JobState, Wanted
 
 _SIBLING = ("id", "revision", "state", "model", "wanted_model", "shadow", "created_at")
 
@@ -25,7 +26,7 @@ _SIBLING = ("id", "revision", "state", "model", "wanted_model", "shadow", "creat
 class JsonSite:
     """The endpoints below ``/api/``, for who sends the token with each request."""
 
-    def __init__(self, ledger: Ledger, door: Door, now: Callable[[], float], peers: Peers) -> None:
+    def __init__(self, ledger: Ledger, door: TokenDoor, now: Callable[[], float], peers: Peers) -> None:
         self._ledger = ledger
         self._door = door
         self._now = now

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from node.ledger import Ledger
-from node.records import FINISHED, Job, JobState
+from node.records import Job
+from node.states import FINISHED, JobState
 
 T = TypeVar("T")
 

@@ -13,7 +13,8 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, RLELossless, generate_uid
 
-from node.records import Job, JobState
+from node.records import Job
+from node.states import JobState
 from tests.harness import clean_environment, pennode, site
 from workers.series import write_phantom
 

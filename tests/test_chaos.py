@@ -18,8 +18,9 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from node.records import JobState
-from node.scu import Address, describe, send_files
+from node.outgoing import describe
+from node.scu import Address, send_files
+from node.states import JobState
 from tests.harness import Site, clean_environment, pennode, site, until
 from tests.peers import free_port, redis_server
 from workers.series import write_phantom

@@ -16,7 +16,8 @@ import pytest
 
 from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
-from node.records import Header, Instance, JobState
+from node.records import Header, Instance
+from node.states import JobState
 from tests.harness import clean_environment, pennode, site, until
 from tests.peers import free_port
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from node.records import JobState
+from node.states import JobState
 from tests.harness import pennode, site
 from tests.peers import dciodvfy, orthanc, postgresql_server, program, real_data, redis_server, storescp
 from workers.readback import read_segmentation

@@ -13,8 +13,9 @@ import pytest
 
 from node.evidence import Source, Weight
 from node.ledger import Fetch, FetchState
-from node.records import JobState
-from node.scu import Address, describe, send_files
+from node.outgoing import describe
+from node.scu import Address, send_files
+from node.states import JobState
 from tests.harness import Site, pennode, site, until
 from tests.node.making import SERIES, STUDY, mr, write
 from tests.peers import Orthanc, orthanc, storescp

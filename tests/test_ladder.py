@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from pydicom import uid
 
-from node.records import DeliveryState, JobState
+from node.states import DeliveryState, JobState
 from tests.harness import pennode, site, until
 from tests.peers import storescp
 from workers.series import write_phantom

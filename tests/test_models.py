@@ -14,8 +14,10 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from node.records import Job, JobState
-from node.scu import Address, describe, send_files
+from node.outgoing import describe
+from node.records import Job
+from node.scu import Address, send_files
+from node.states import JobState
 from tests import models
 from tests.harness import Site, pennode, site, until
 from tests.peers import Orthanc, orthanc, redis_server

@@ -19,8 +19,9 @@ from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
 from node.errors import PeerUnavailable
-from node.records import JobState
-from node.scu import Address, describe, send_files
+from node.outgoing import describe
+from node.scu import Address, send_files
+from node.states import JobState
 from tests.authority import Authority
 from tests.harness import Site, pennode, site, until
 from tests.node.making import data_set, mr, write

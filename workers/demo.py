@@ -27,7 +27,8 @@ import typer
 
 from node.errors import ConfigurationError, NodeUnavailable, PeerRefused, PennodeError
 from node.forms import Form, Recipe
-from node.records import FINISHED, RESEARCH_NOTICE, JobState
+from node.records import RESEARCH_NOTICE
+from node.states import FINISHED, JobState
 
 _START_S = 90.0
 _JOB_S = 600.0

@@ -8,6 +8,7 @@ from node.ledger.earlier import Earlier
 from node.ledger.fetches import Announcement, Fetch, FetchedSeries, Fetches, FetchState
 from node.ledger.intake import Intake
 from node.ledger.jobs import Jobs
+from node.ledger.operator import Operator
 from node.ledger.proofs import Proofs, Trouble
 from node.ledger.recording import Receipt, Recorded
 from node.ledger.shadows import Shadows
@@ -17,7 +18,19 @@ from node.ledger.weighings import Weighings
 
 
 class Ledger(
-    Intake, Jobs, Shadows, Deliveries, Earlier, Proofs, Commitments, Steps, Weighings, Views, CallerNotes, Fetches
+    Intake,
+    Jobs,
+    Operator,
+    Shadows,
+    Deliveries,
+    Earlier,
+    Proofs,
+    Commitments,
+    Steps,
+    Weighings,
+    Views,
+    CallerNotes,
+    Fetches,
 ):
     """All that is remembered, in one database. Safe to use from several threads and, on one host, processes.
 

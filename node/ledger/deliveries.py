@@ -11,7 +11,8 @@ from node.ledger.database import Database
 from node.ledger.ladder import OPEN, add_rung, replaced_in_words, take_next_rung, what
 from node.ledger.moves import move, write_journal
 from node.ledger.schema import delivery, job, series
-from node.records import Delivery, DeliveryState, JobState, SeriesState
+from node.records import Delivery
+from node.states import DeliveryState, JobState, SeriesState
 
 _D = DeliveryState
 _DONE = [_D.SENT.value, _D.COMMITTED.value, _D.REPLACED.value]

@@ -8,7 +8,7 @@ from node.errors import LeaseLost
 from node.forms import SEGMENTATIONS, Form
 from node.ledger.database import Database
 from node.ledger.schema import instance, job, result
-from node.records import JobState
+from node.states import JobState
 
 
 class Earlier:

@@ -18,7 +18,8 @@ from node.ledger.prepared import Unsettled
 from node.ledger.recording import ANY_NUMBER, Receipt, Recorded, record, record_plain
 from node.ledger.schema import instance, job, result, series
 from node.ledger.weighings import write_gaps, write_weighing
-from node.records import UNFINISHED, Header, Instance, JobState, Series, SeriesState, input_digest, is_uid
+from node.records import Header, Instance, Series, input_digest, is_uid
+from node.states import UNFINISHED, JobState, SeriesState
 
 # What a newer revision takes over: work that is not finished, failures that need nobody any more, what shadows made.
 _OVERTAKEN = UNFINISHED | {JobState.FAILED, JobState.REJECTED, JobState.STORED}

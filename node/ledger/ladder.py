@@ -10,7 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 from node.forms import SEGMENTATIONS, Form, Recipe, leads, short
 from node.ledger.moves import write_journal
 from node.ledger.schema import delivery, job, result
-from node.records import DeliveryState, JobState
+from node.states import DeliveryState, JobState
 
 _D = DeliveryState
 OPEN = [_D.PENDING.value, _D.SENDING.value]

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, select, update
 
 from node.ledger.schema import job, journal, series
-from node.records import JOB_MOVES, Job, JobState, Series, SeriesState
+from node.records import Job, Series
+from node.states import JOB_MOVES, JobState, SeriesState
 
 
 def move(

@@ -13,8 +13,9 @@ from node.ledger.database import Database
 from node.ledger.deliveries import as_delivery
 from node.ledger.moves import JOB_COLUMNS, as_job, move, write_journal
 from node.ledger.schema import delivery, job, series
-from node.records import Delivery, DeliveryState, Job, JobState, Proof, SeriesState, Wanted
+from node.records import Delivery, Job
 from node.settings import Delivery as Rules
+from node.states import DeliveryState, JobState, Proof, SeriesState, Wanted
 
 _D = DeliveryState
 _TAKEN = delivery.c.state.in_([_D.SENT.value, _D.COMMITTED.value])

@@ -14,7 +14,8 @@ from node.ledger.database import Database
 from node.ledger.moves import write_journal
 from node.ledger.prepared import Prepared, Unsettled
 from node.ledger.schema import instance, journal, series
-from node.records import Instance, SeriesState
+from node.records import Instance
+from node.states import SeriesState
 
 _HELD = Prepared(
     select(instance.c.path, instance.c.sha256, instance.c.series_uid).where(instance.c.sop_uid == bindparam("uid"))

@@ -11,7 +11,8 @@ from node.agreement import Agreement, Comparison
 from node.ledger.database import Database
 from node.ledger.moves import JOB_COLUMNS, as_job, move
 from node.ledger.schema import comparison, job, journal, result
-from node.records import WAITING, Job, JobState, Result
+from node.records import Job, Result
+from node.states import WAITING, JobState
 
 _S = JobState
 _COLUMNS = [comparison.c[name] for name in Comparison.__dataclass_fields__]

@@ -11,7 +11,8 @@ from node.errors import NotFound
 from node.ledger.database import Database
 from node.ledger.moves import JOB_COLUMNS, as_job
 from node.ledger.schema import delivery, identity, instance, job, journal, result, series, worker
-from node.records import FINISHED, Job, JobState, JournalEntry, SeriesState, Worker
+from node.records import Job, JournalEntry, Worker
+from node.states import FINISHED, JobState, SeriesState
 
 # A worker's name holds its process number: without this every restart would leave a row for ever.
 _WORKER_FORGOTTEN_S = 86400.0

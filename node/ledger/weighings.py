@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger.database import Database
 from node.ledger.schema import rhythm, series, weighing
-from node.records import Instance, Job, SeriesState
+from node.records import Instance, Job
 from node.rhythm import KEPT, longest_gaps
+from node.states import SeriesState
 
 _COLUMNS = [weighing.c[name] for name in Weighing.__dataclass_fields__]
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from node.delivery import Carrier, Courier, carriers, ladders
 from node.forms import SOP_CLASSES, Recipe, demanded
 from node.ledger import Ledger
-from node.records import DeliveryState, Result
+from node.records import Result
 from node.settings import Delivery, Destination, Settings
 from node.spool import Spool
+from node.states import DeliveryState
 from tests.node.making import SERIES, T0, claim, sealed
 from tests.node.results import result
 

@@ -16,7 +16,8 @@ from pynetdicom.dsutils import split_dataset
 
 from node.errors import NotFound
 from node.ledger import Ledger
-from node.records import RESEARCH_NOTICE, Claim, Header, Instance, JobState, Result
+from node.records import RESEARCH_NOTICE, Claim, Header, Instance, Result
+from node.states import JobState
 
 T0 = 1_700_000_000.0
 SERIES, STUDY = "1.2.3.10", "1.2.3.1"

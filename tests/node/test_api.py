@@ -29,9 +29,10 @@ from node.forms import SOP_CLASSES, Form, Recipe
 from node.http import HttpServer
 from node.inspection import Origin
 from node.ledger import Ledger
-from node.records import RESEARCH_NOTICE, JobState, Result
+from node.records import RESEARCH_NOTICE, Result
 from node.settings import Api, Destination, Dispatch
 from node.spool import Spool
+from node.states import JobState
 from tests.authority import Authority
 from tests.node.making import SERIES, STUDY, T0, claim, files_below, instance, seal, seg
 from tests.node.results import result

@@ -14,10 +14,11 @@ from node.census import Census
 from node.errors import NotFound, OutOfDisk
 from node.evidence import Source, Weight
 from node.ledger import FetchedSeries, Ledger, Receipt
-from node.records import Instance, JobState, PerformedSeries, input_digest
+from node.records import Instance, PerformedSeries, input_digest
 from node.scu import Address
 from node.selection import Verdict
 from node.settings import Assembly
+from node.states import JobState
 from tests.node.making import SERIES, STUDY, T0, instance
 from tests.node.test_weighing import echoes, placed, slices, without
 

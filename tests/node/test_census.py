@@ -16,8 +16,9 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Ver
 
 from node.census import Census, Wanted, censuses
 from node.errors import PeerRefused, PeerUnavailable
+from node.outgoing import describe
 from node.query import count_images
-from node.scu import Address, describe, send_files
+from node.scu import Address, send_files
 from node.settings import Settings
 from node.weighing import Counted
 from tests.authority import Authority

@@ -17,10 +17,12 @@ from pynetdicom.sop_class import Verification
 from node.delivery import Courier, addresses, backoff
 from node.errors import InvalidInstance, PeerUnavailable
 from node.ledger import Ledger
-from node.records import DeliveryState, JobState, Result
-from node.scu import Address, associate, contexts_for, describe, send_files
+from node.outgoing import describe
+from node.records import Result
+from node.scu import Address, associate, contexts_for, send_files
 from node.settings import Delivery, Destination, Settings
 from node.spool import Spool
+from node.states import DeliveryState, JobState
 from tests import peers
 from tests.node.making import T0, claim, data_set, mr, sealed, seg, write
 

@@ -16,8 +16,9 @@ from node.broker import celery_config, queue_of
 from node.dispatch import Dispatcher, celery_publisher
 from node.errors import BrokerUnavailable, ConfigurationError
 from node.ledger import Ledger
-from node.records import JobState, Worker
+from node.records import Worker
 from node.settings import Broker, Dispatch, Settings
+from node.states import JobState
 from tests import peers
 from tests.node.making import T0, claim, in_state, sealed, with_shadow
 

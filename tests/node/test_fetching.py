@@ -28,8 +28,9 @@ from node.errors import Permanent
 from node.fetching import Fetcher
 from node.ledger import Fetch, FetchState, Ledger
 from node.listener import Door
+from node.outgoing import describe
 from node.records import JournalEntry
-from node.scu import Address, describe, send_files
+from node.scu import Address, send_files
 from node.settings import Archive, Listener, Selection
 from tests.authority import Authority
 from tests.node.making import SERIES, STUDY, mr, write

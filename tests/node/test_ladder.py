@@ -16,9 +16,9 @@ from pynetdicom import AE, evt
 
 from node.http import HttpServer
 from node.ledger import Ledger
-from node.records import DeliveryState, JobState
 from node.settings import Destination
 from node.spool import Spool
+from node.states import DeliveryState, JobState
 from node.web import Health, create_app
 from tests import peers
 from tests.harness import pennode

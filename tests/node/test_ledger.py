@@ -18,8 +18,9 @@ from node.errors import ConfigurationError, LeaseLost, LedgerUnavailable
 from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger import Ledger, Receipt, Recorded, intake
 from node.ledger.schema import metadata
-from node.records import DeliveryState, JobState, SeriesState, input_digest
+from node.records import input_digest
 from node.rhythm import KEPT
+from node.states import DeliveryState, JobState, SeriesState
 from tests import peers
 from tests.node.making import SERIES, T0, claim, finish, in_state, instance, seal, sealed
 

@@ -6,7 +6,7 @@ import pytest
 
 from node.errors import Permanent
 from node.ledger import Ledger
-from node.records import FINISHED, DeliveryState, JobState
+from node.states import FINISHED, DeliveryState, JobState
 from tests.node.making import SERIES, T0, claim, finish, in_state, instance, seal, sealed
 
 D, S = DeliveryState, JobState

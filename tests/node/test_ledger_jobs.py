@@ -13,7 +13,8 @@ from node.errors import LeaseLost, NotFound, Permanent
 from node.ledger import Ledger
 from node.ledger.moves import move
 from node.ledger.schema import job as job_table
-from node.records import FINISHED, JOB_MOVES, UNFINISHED, WAITING, DeliveryState, JobState, Worker
+from node.records import Worker
+from node.states import FINISHED, JOB_MOVES, UNFINISHED, WAITING, DeliveryState, JobState
 from tests.node.making import SERIES, T0, claim, finish, in_state, instance, results, seal, sealed
 
 S = JobState

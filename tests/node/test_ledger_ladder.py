@@ -8,7 +8,8 @@ import pytest
 
 from node.forms import SOP_CLASSES, Recipe, in_words, leads, short
 from node.ledger import Ledger
-from node.records import DeliveryState, JobState, Result
+from node.records import Result
+from node.states import DeliveryState, JobState
 from tests.node.making import SERIES, T0, claim, instance, seal, sealed
 
 D, S = DeliveryState, JobState

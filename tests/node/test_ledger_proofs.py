@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from node.ledger import Ledger
-from node.records import Delivery, DeliveryState, JobState, Proof, Wanted
+from node.records import Delivery
 from node.settings import Delivery as Rules
+from node.states import DeliveryState, JobState, Proof, Wanted
 from tests.node.making import SERIES, T0, in_state, instance, seal
 
 D, J = DeliveryState, JobState

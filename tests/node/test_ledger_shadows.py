@@ -18,7 +18,8 @@ from node.errors import PennodeError, Permanent
 from node.ledger import Ledger, database
 from node.ledger.schema import delivery
 from node.ledger.schema import job as job_table
-from node.records import FINISHED, UNFINISHED, JobState, Worker
+from node.records import Worker
+from node.states import FINISHED, UNFINISHED, JobState
 from tests.node.making import SERIES, T0, claim, finish, in_state, instance, results, seal, sealed, with_shadow
 
 S = JobState

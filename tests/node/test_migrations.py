@@ -11,7 +11,7 @@ from alembic.config import Config
 
 import node
 from node.ledger import Ledger
-from node.records import JobState
+from node.states import JobState
 from tests.node.making import T0, claim, instance, seal
 
 

@@ -24,12 +24,13 @@ from node.errors import Permanent
 from node.ledger import Ledger
 from node.listener import Door
 from node.proof import Prover, dicom_destination
-from node.records import Delivery, DeliveryState, JobState, Proof, Result, Wanted
+from node.records import Delivery, Result
 from node.scu import Address
 from node.services import report_taker
 from node.settings import Delivery as Rules
 from node.settings import Listener
 from node.spool import Spool
+from node.states import DeliveryState, JobState, Proof, Wanted
 from tests.node.making import T0, claim, seal, sealed, seg
 from tests.node.making import instance as image
 from tests.peers import Orthanc, free_port, orthanc, storescp

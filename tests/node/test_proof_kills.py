@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from node.ledger import Ledger
-from node.records import Delivery, DeliveryState, JobState, Proof, Result
+from node.records import Delivery, Result
 from node.spool import Spool
+from node.states import DeliveryState, JobState, Proof
 from tests import harness
 from tests.node.making import claim, sealed, seg
 from tests.node.test_proof import SEG, Archive, D, introduce, lose, report, transactions, until

@@ -17,7 +17,7 @@ from pydicom.pixels import pack_bits
 
 from node.errors import InvalidInstance
 from node.readback import compare
-from node.records import DeliveryState, JobState, Proof, Wanted
+from node.states import DeliveryState, JobState, Proof, Wanted
 from tests.node.making import seg, write
 from tests.node.test_proof import Archive, D, J, Site, emptied, introduce, lose, pacs, start
 from tests.peers import Orthanc, free_port, program, running, storescp, wait_for_port

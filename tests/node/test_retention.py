@@ -11,10 +11,11 @@ from sqlalchemy import insert, select
 
 from node.ledger import Ledger
 from node.ledger.schema import job as job_table
-from node.records import FINISHED, Instance, JobState
+from node.records import Instance
 from node.retention import Caretaker
 from node.settings import Retention
 from node.spool import Spool
+from node.states import FINISHED, JobState
 from tests.node.making import T0, files_below, in_state
 
 DAY = 86400.0

@@ -19,10 +19,10 @@ from pydicom import uid
 
 from node.errors import ClassRefused, ConfigurationError, PeerRefused, PeerUnavailable, PennodeError
 from node.ledger import Ledger
-from node.records import DeliveryState, JobState
-from node.scu import Outgoing, describe
+from node.outgoing import Outgoing, describe
 from node.settings import Destination, Secured
 from node.spool import Spool
+from node.states import DeliveryState, JobState
 from node.storeanswer import LONGEST
 from node.stowclient import StowService
 from tests import peers

@@ -24,7 +24,8 @@ from node import statuses
 from node.errors import ConfigurationError, PeerUnavailable
 from node.ledger import Ledger
 from node.listener import Door
-from node.scu import Address, describe, send_files
+from node.outgoing import describe
+from node.scu import Address, send_files
 from node.settings import Destination, Listener, Secured
 from node.spool import Spool
 from tests import presend

@@ -20,8 +20,9 @@ from node.agreement import Agreement, Comparison
 from node.callers import Caller
 from node.evidence import Evidence, Source, Weighing, Weight
 from node.ledger import Commitment, Ledger, ProcedureStep, Reference, StepState
-from node.records import RESEARCH_NOTICE, Header, Instance, JobState, Proof, Result, Worker
+from node.records import RESEARCH_NOTICE, Header, Instance, Result, Worker
 from node.settings import Delivery
+from node.states import JobState, Proof
 from node.web import PAGE_SIZE, Component, Health, create_app
 
 TOKEN = "correct horse"

@@ -15,8 +15,8 @@ from node.errors import InvalidInstance, PeerRefused, PeerUnavailable
 from node.inquiry import Sent
 from node.ledger import Ledger
 from node.proof import Prover, web_destination
-from node.records import Proof, Wanted
 from node.spool import Spool
+from node.states import Proof, Wanted
 from node.webinquiry import WebService, web_inquiry
 from tests.node.test_proof import D, Site, lose
 from tests.node.test_readback import change, masked

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from node.forms import Form, Recipe
-from node.records import JobState, derived_uid
+from node.records import derived_uid
 from node.settings import Seg, Worker
+from node.states import JobState
 from tests.harness import pennode, site
 from tests.peers import Orthanc
 from tests.viewers.pixels import Colour
