@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.config import disable_value_validation
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import iter_pixels
 from pydicom.tag import BaseTag
@@ -37,6 +35,7 @@ from pydicom.uid import (
 
 from node.errors import InvalidInstance, Unsuitable
 from node.records import is_uid
+from workers.lenience import lenient
 
 # What pydicom and its decoders raise on bytes that are not what they claim to be.
 _UNREADABLE = (
@@ -139,8 +138,7 @@ def readable(name: str, what: str) -> Iterator[None]:
     """
     try:
         # Values are checked here; pydicom's warnings about them would quote them, to the log as well.
-        with warnings.catch_warnings(), disable_value_validation():
-            warnings.simplefilter("ignore")
+        with lenient():
             yield
     except OSError as error:
         raise InvalidInstance(f"{name} cannot be read ({error.strerror or 'input error'})", _RESEND) from None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pydicom import Dataset
-from pydicom.config import disable_value_validation
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from node.errors import InvalidResult
+from workers.lenience import lenient
 
 TELL_US = "keep the series and report it: this is a fault of the program"
 
@@ -41,8 +40,7 @@ def write(dataset: Dataset) -> bytes:
 def translated(what: str = "segmentation") -> Iterator[None]:
     """Raise `InvalidResult` for what highdicom and pydicom raise; its text is dropped, it can quote the header."""
     try:
-        with warnings.catch_warnings(), disable_value_validation():  # a source's values stay as they are
-            warnings.simplefilter("ignore")
+        with lenient():  # a source's values stay as they are
             yield
     except _REFUSED as error:
         raise InvalidResult(f"no valid {what} object can be written ({type(error).__name__})", TELL_US) from None
