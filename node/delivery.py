@@ -174,6 +174,8 @@ class Courier:
         if gone is None:
             self._settle(item, error)
             return
+        if not gone:  # cancelled meanwhile
+            return
         log.warning("job=%s to=%s takes the next rung: %s", item.job_id, item.destination, error)
         for other in [one for one in waiting if one.id in gone]:
             del waiting[other]

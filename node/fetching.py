@@ -105,7 +105,13 @@ class Fetcher:
             counts, troubles = Counts(), list[tuple[str, str]]()
             with association() as retrieve:
                 for one in series:
-                    ended = retrieve(one, self._watch(asked, one, counts))
+                    try:
+                        ended = retrieve(one, self._watch(asked, one, counts))
+                    except PeerRefused as error:
+                        if not self._archive.url:  # the association is no more
+                            raise
+                        troubles.append((error.reason, error.next_step))
+                        continue
                     counts += ended.counts
                     if any(trouble := self._trouble(one, ended)):
                         troubles.append(trouble)

@@ -116,15 +116,26 @@ def _unlike(dataset: Dataset, source: Dataset) -> str:
         return "it is of another patient, or of nobody in particular"
     if str(dataset.get("FrameOfReferenceUID", "")) != str(source.get("FrameOfReferenceUID", "")):
         return "it has another frame of reference"
+    then, now = _when(dataset), _when(source)
+    if not then or not now or then > now:
+        return "it is not known to be of an earlier series"
+    return ""
+
+
+def _when(dataset: Dataset) -> str:
+    """Return date and time of a series as one word that sorts, empty where there is no date."""
+    for kind in ("Series", "Acquisition", "Content", "Study"):
+        if date := str(dataset.get(f"{kind}Date") or "").strip():
+            return date + str(dataset.get(f"{kind}Time") or "").strip()
     return ""
 
 
 def _read(dataset: Dataset) -> Earlier:
     frames = dataset.pixel_array.reshape(-1, int(dataset.Rows), int(dataset.Columns))
     label_map = str(dataset.SegmentationType) == "LABELMAP"
-    least = 1  # of a voxel that is in; in a fraction, that more of it is in than out
+    least = 1  # of a voxel that is in; in a fraction, that half of it or more is in
     if str(dataset.SegmentationType) == "FRACTIONAL":
-        least = int(dataset.MaximumFractionalValue) // 2 + 1
+        least = (int(dataset.MaximumFractionalValue) + 1) // 2
     shared = dataset.SharedFunctionalGroupsSequence[0]
     measures = shared.PixelMeasuresSequence[0]
     rows, columns = (float(value) for value in measures.PixelSpacing)

@@ -52,7 +52,7 @@ def in_words(lesion: Lesion, earlier: Earlier) -> str:
     """Return what became of a lesion since an earlier result."""
     before = lesion.before
     if before is None:
-        return f"Not in the earlier result{_of(earlier)}."
+        return f"No lesion of the earlier result{_of(earlier)} was matched with it: that may not cover this place."
     change = lesion.volume_ml - before.volume_ml
     return (
         f"In the earlier result{_of(earlier)}: {before.volume_ml:.2f} ml. "
@@ -61,10 +61,11 @@ def in_words(lesion: Lesion, earlier: Earlier) -> str:
 
 
 def gone(lesions: Sequence[Lesion], earlier: Earlier) -> list[str]:
-    """Return what to say of lesions of an earlier result that were not segmented again."""
+    """Return what to say of lesions of an earlier result that no lesion of now was matched with."""
     found = {lesion.before.number for lesion in lesions if lesion.before is not None}
     return [
-        f"{before.tracking_id} of the earlier result{_of(earlier)} ({before.volume_ml:.2f} ml) was not segmented again."
+        f"{before.tracking_id} of the earlier result{_of(earlier)} ({before.volume_ml:.2f} ml) was matched with none "
+        "here: this series may not cover it, or it is part of another."
         for before in earlier.lesions
         if before.number not in found
     ]

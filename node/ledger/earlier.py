@@ -20,8 +20,8 @@ class Earlier:
         """Return the spool path of the newest segmentation that came before a claimed job; None: there is none.
 
         It is of another series, or of an earlier revision of this one, of the same frame of reference, and whatever
-        model made it, but no shadow; of one job's segmentations the BINARY one. Jobs that came later do not count: who
-        does this one again gets the same. Nothing here knows patients: who uses it compares them.
+        model made it, but no shadow; of one job's segmentations the BINARY one. Jobs that came later do not count.
+        Nothing here knows patients or dates: who uses it compares them.
 
         Raises
         ------

@@ -68,7 +68,7 @@ def take_next_rung(
     row = connection.execute(
         query.join(job, job.c.id == delivery.c.job_id)
         .where((delivery.c.id == delivery_id) & (delivery.c.state == _D.SENDING.value))
-        .where(job.c.state == JobState.SEGMENTED.value)
+        .where(job.c.state.in_([JobState.SEGMENTED.value, JobState.FAILED.value]))  # FAILED by another destination
         .with_for_update()
     ).first()
     if row is None:
@@ -98,7 +98,8 @@ def _replace(
     connection.execute(
         update(delivery).where(delivery.c.id.in_(gone)).values(state=_D.REPLACED.value, reason=why, updated_at=now)
     )
-    connection.execute(update(job).where(job.c.id == row.job_id).values(reason=text, next_step="", updated_at=now))
+    mine = (job.c.id == row.job_id) & (job.c.state == JobState.SEGMENTED.value)
+    connection.execute(update(job).where(mine).values(reason=text, next_step="", updated_at=now))
     write_journal(connection, row.series_uid, row.job_id, "delivery", _D.SENDING.value, _D.REPLACED.value, "delivery",
                   why, now)  # fmt: skip
     return frozenset(gone)

@@ -20,9 +20,13 @@ from node.states import DeliveryState, JobState, Proof, SeriesState, Wanted
 _D = DeliveryState
 _TAKEN = delivery.c.state.in_([_D.SENT.value, _D.COMMITTED.value])
 _COLUMNS = [delivery.c[name] for name in Delivery.__dataclass_fields__]
-_ROW = [*_COLUMNS, delivery.c.rechecked, job.c.series_uid, job.c.state.label("job_state")]
-# Of a job that was cancelled or superseded nothing is sent again.
-_CONCERNED = [JobState.SEGMENTED.value, JobState.DELIVERED.value, JobState.FAILED.value]
+# What is kept proved: of a job that was cancelled, superseded or outgrown, or that failed before its delivery, nothing
+# is sent again.
+_CONCERNED = (
+    job.c.state.in_([JobState.SEGMENTED.value, JobState.DELIVERED.value])
+    | ((job.c.state == JobState.FAILED.value) & (job.c.stage == "delivery"))
+) & ((series.c.state == SeriesState.SEALED.value) & (series.c.revision <= job.c.revision))
+_ROW = [*_COLUMNS, delivery.c.rechecked, job.c.series_uid, case((_CONCERNED, 1), else_=0).label("concerned")]
 # Failure Reasons (PS3.3 C.14.1.1) that say nothing of the object: the peer does not commit such objects, or cannot now.
 _SAYS_NOTHING = frozenset({statuses.SOP_CLASS_NOT_SUPPORTED, statuses.RESOURCE_LIMITATION, 0x0131})
 _REASONS = {
@@ -69,8 +73,7 @@ class Proofs:
             .join(job, job.c.id == delivery.c.job_id)
             .join(series, series.c.series_uid == job.c.series_uid)
             .where(_TAKEN & (delivery.c.destination == destination) & or_(due, wanted))
-            .where(job.c.state.in_(_CONCERNED))
-            .where((series.c.state == SeriesState.SEALED.value) & (series.c.revision <= job.c.revision))
+            .where(_CONCERNED)
             .order_by(delivery.c.check_at, delivery.c.id)
             .limit(limit)
         )
@@ -163,7 +166,7 @@ class Proofs:
                 _tell(connection, row, row.state, words, now)
             else:
                 ended: dict[str, Any] = {"state": _D.FAILED.value, "reason": words, "updated_at": now}
-                _set(connection, row.id, check_at=0.0, asked_at=0.0, **ended)
+                _set(connection, row.id, check_at=0.0, asked_at=0.0, proof="", proved_at=0.0, doubt="", **ended)
                 _tell(connection, row, _D.FAILED, words, now)
                 move(connection, row.job_id, JobState.FAILED, by="proof", text=f"{row.destination}: {words}", now=now,
                      stage="delivery", reason=f"{row.destination}: {words}",
@@ -186,6 +189,10 @@ class Proofs:
             rows = _rows(connection, (delivery.c.job_id == job_id) & _TAKEN)
             if not rows:
                 raise Permanent("no destination has taken a result of this job", "it is proved once it is delivered")
+            if not all(row.concerned for row in rows):
+                raise Permanent(
+                    "the job was cancelled or superseded, or failed, or its series has grown", "ask for the newest job"
+                )
             for row in rows:
                 _set(connection, row.id, wanted=wanted.value)
             verb = "reads back" if wanted is Wanted.READ_BACK else "asks for"
@@ -216,8 +223,9 @@ def _power_of_two(column: Any) -> Any:
 
 
 def _rows(connection: Connection, condition: Any) -> Sequence[Row[Any]]:
-    query = select(*_ROW).join(job, job.c.id == delivery.c.job_id).where(and_(condition, job.c.purged_at == 0.0))
-    return connection.execute(query.order_by(delivery.c.id).with_for_update()).all()
+    query = select(*_ROW).join(job, job.c.id == delivery.c.job_id).join(series, series.c.series_uid == job.c.series_uid)
+    query = query.where(and_(condition, job.c.purged_at == 0.0))
+    return connection.execute(query.order_by(delivery.c.id).with_for_update(of=delivery)).all()
 
 
 def _set(connection: Connection, delivery_id: int, **values: Any) -> None:
@@ -248,7 +256,7 @@ def _prove(connection: Connection, row: Row[Any], proof: Proof, rules: Rules, no
 
 
 def _lose(connection: Connection, row: Row[Any], how: str, rules: Rules, now: float) -> None:
-    if row.job_state not in _CONCERNED:
+    if not row.concerned:
         _set(connection, row.id, asked_at=0.0, check_at=0.0, wanted="", doubt=f"does not hold the object: {how}")
         return
     lost = row.lost + 1

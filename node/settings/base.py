@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -44,3 +45,11 @@ class Secured(Section):
     def security(self) -> Secured:
         """These keys alone, of whatever section they stand in."""
         return Secured(**{name: getattr(self, name) for name in Secured.model_fields})
+
+
+def is_this_machine(host: str) -> bool:
+    """Tell whether a host, as it stands in an address, is this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, IPvAnyNetwork, SecretStr, model_validator
 
-from node.settings.base import AETitle, Port, Seconds, SecretUrl, Section, Secured
+from node.settings.base import AETitle, Port, Seconds, SecretUrl, Section, Secured, is_this_machine
 
 
 class Listener(Section):
@@ -130,6 +130,12 @@ class Archive(Secured):
                 raise ValueError("host, calling_ae_title and retrieve do nothing beside url")
             if self.tls != (parts.scheme == "https"):
                 raise ValueError("tls = true goes with https://, and with nothing else")
+            if parts.username is not None or parts.password is not None:
+                raise ValueError("url must hold no password: set token or token_file")
+            if self.token is not None and self.token_file is not None:
+                raise ValueError("token and token_file exclude each other")
+            if (self.token or self.token_file) and not self.tls and not is_this_machine(parts.hostname):
+                raise ValueError("the token would go in clear text: url must begin with https://")
         return self
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from node.forms import SEGMENTATIONS, Compression, Form
-from node.settings.base import AETitle, Seconds, SecretUrl, Section, Secured
+from node.settings.base import AETitle, Seconds, SecretUrl, Section, Secured, is_this_machine
 from node.urls import Url
 
 
@@ -80,7 +79,9 @@ class Destination(Secured):
             raise ValueError("url must hold no password: set token or token_file")
         if self.token is not None and self.token_file is not None:
             raise ValueError("token and token_file exclude each other")
-        if self._has_token and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
+        if self.proof == "commitment":
+            raise ValueError('DICOMweb has no storage commitment: set proof to "query", "auto" or "none"')
+        if self._has_token and parts.scheme == "http" and not is_this_machine(parts.hostname or ""):
             raise ValueError("the token would go in clear text: url must begin with https://")
         return self._checked_tls(parts.scheme == "https")
 
@@ -120,13 +121,6 @@ class Destination(Secured):
     @property
     def _has_token(self) -> bool:
         return self.token is not None or self.token_file is not None
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Delivery(Section):

@@ -234,6 +234,7 @@ WEB = {"name": "a", "url": "https://pacs.example/dicom-web"}
         ({**WEB, "url": "https://h/x?token=geheim"}, "must be an address alone"),
         ({**WEB, "url": "https://h/a b"}, "must be an address alone"),
         ({**WEB, "url": "https://[::1/x"}, "must read https://host[:port][/path]"),
+        ({**WEB, "proof": "commitment"}, "DICOMweb has no storage commitment"),
         ({**WEB, "proxy": "socks5://geheim"}, "must read https://host[:port][/path]"),
         ({**DIMSE, "forms": []}, "at least 1 item"),
         ({**DIMSE, "forms": ["SEG", "SR", "SEG"]}, "forms names SEG twice"),
@@ -298,6 +299,9 @@ def test_unique_names_of_destinations() -> None:
         ("url = 'https://h/dicom-web'", "tls = true goes with https://"),
         ("url = 'http://h/dicom-web'\ntls = true", "tls = true goes with https://"),
         ("url = 'http://h/dicom-web'\ntls_ca_file = '/ca.pem'", "in clear text"),
+        ("url = 'http://h/dicom-web'\ntoken = 'hidden'", "the token would go in clear text"),
+        ("url = 'https://user:hidden@h/x'\ntls = true", "url must hold no password"),
+        ("url = 'https://h/x'\ntls = true\ntoken = 'hidden'\ntoken_file = '/t'", "exclude each other"),
     ],
 )
 def test_an_archive_is_asked_in_one_way(tmp_path: Path, keys: str, says: str) -> None:
@@ -308,7 +312,7 @@ def test_an_archive_is_asked_in_one_way(tmp_path: Path, keys: str, says: str) ->
 
 
 def test_archives_have_names_of_their_own_and_hide_their_tokens(tmp_path: Path) -> None:
-    entry = "[[archives]]\nname = 'pacs'\nurl = 'http://user:hidden@h/dicom-web'\ntoken = 'hidden'\n"
+    entry = "[[archives]]\nname = 'pacs'\nurl = 'https://h/dicom-web'\ntls = true\ntoken = 'hidden'\n"
     shown = json.dumps(effective(load(toml(tmp_path, entry))))
     assert "hidden" not in shown
     with pytest.raises(ConfigurationError, match="two archives have the same name"):

@@ -9,6 +9,7 @@ import pytest
 from node.forms import SOP_CLASSES, Recipe, in_words, leads, short
 from node.ledger import Ledger
 from node.records import Result
+from node.settings import Delivery
 from node.states import DeliveryState, JobState
 from tests.node.making import SERIES, T0, claim, instance, seal, sealed
 
@@ -183,3 +184,22 @@ def test_forms_in_words() -> None:
     assert in_words("SR:SEG") == "measurement report"
     assert in_words("<script>") == "<script>"
     assert short(["SEG+all-frames", "SR:SEG", "SC", "SC"]) == "SEG, SR and SC"
+
+
+def test_a_destination_gets_its_next_rung_though_another_failed_the_job(any_ledger: Ledger) -> None:
+    job = segmented(any_ledger, LADDER[0], every(LADDER), ["pacs", "vna"])
+    vna = [d for d in any_ledger.deliveries(job) if d.destination == "vna"]
+    for item in vna:
+        assert any_ledger.start_sending(item.id, T0 + 40)
+        any_ledger.sent(item.id, "stored", T0 + 41)
+    for _ in range(2):
+        any_ledger.read_back(vna[0].id, "read back and found different", False, Delivery(), T0 + 42)
+    failed = any_ledger.job(job)
+    assert failed.state is S.FAILED
+    item = next(d for d in any_ledger.deliveries(job) if d.destination == "pacs")
+    assert any_ledger.start_sending(item.id, T0 + 43)
+    assert any_ledger.replace(item.id, LADDER, "no presentation context", T0 + 44)
+    mine = [(d.form, d.state) for d in any_ledger.deliveries(job) if d.destination == "pacs"]
+    assert mine[-1] == ("SR", D.PENDING)
+    assert D.SENDING not in [state for _, state in mine], "what is being sent for ever is tried every second"
+    assert any_ledger.job(job).reason == failed.reason

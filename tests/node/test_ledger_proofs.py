@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from node.errors import Permanent
 from node.ledger import Ledger
 from node.records import Delivery
 from node.settings import Delivery as Rules
@@ -138,3 +141,25 @@ def test_a_copy_that_differs_fails_the_job_and_a_retry_begins_anew(any_ledger: L
     any_ledger.retry(job, "test", T0 + 70)
     (again,) = any_ledger.deliveries(job)
     assert (again.state, again.proof, again.read_back, again.lost) == (D.PENDING, "", "", 0)
+
+
+def test_a_late_report_on_an_older_revision_sends_nothing_again(any_ledger: Ledger) -> None:
+    job, item = delivered(any_ledger)
+    any_ledger.commitment_asked([item.id], "2.25.99", RULES, T0 + 50)
+    any_ledger.record(instance(9, received_at=T0 + 55))
+    seal(any_ledger, now=T0 + 60)
+    assert any_ledger.job(job).state is J.DELIVERED
+    assert any_ledger.reported("2.25.99", set(), {item.sop_uid: 0x0112}, RULES, T0 + 70) == 1
+    (known,) = any_ledger.deliveries(job)
+    assert (any_ledger.job(job).state, known.state, known.lost) == (J.DELIVERED, D.SENT, 0)
+    assert "does not hold the object" in known.doubt
+    with pytest.raises(Permanent, match="its series has grown"):
+        any_ledger.want_proof(job, Wanted.PROOF, "test", T0 + 80)
+
+
+def test_what_differs_is_no_longer_proved(any_ledger: Ledger) -> None:
+    job, item = delivered(any_ledger)
+    any_ledger.proved(item.id, Proof.COMMITMENT, RULES, T0 + 50)
+    any_ledger.read_back(item.id, "read back and found different", False, RULES, T0 + 60)
+    (known,) = any_ledger.deliveries(job)
+    assert (known.state, known.proof, known.proved_at) == (D.FAILED, "", 0.0)

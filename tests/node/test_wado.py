@@ -168,7 +168,7 @@ def test_answers_to_the_retrieval(
     web.retrieval = retrieval
     found = fetched()
     assert found.state is FetchState.FAILED
-    assert found.reason.startswith(reason)
+    assert reason in found.reason
     assert found.next_step
 
 
@@ -200,3 +200,12 @@ def test_over_tls_both_sides_show_who_they_are(tmp_path: Path, ledger: Ledger, o
             asked = ledger.ask_fetch("web", STUDY, (), "tester", time.time())
             Fetcher(archive, ledger, door, Listener(), Selection()).tick(time.time())
             assert ledger.fetch(asked.number).reason == reason
+
+
+def test_a_series_that_is_refused_does_not_end_the_study(web: Web, fetched: Callable[..., Fetch]) -> None:
+    other = LISTING[0] | {"0020000E": {"vr": "UI", "Value": [f"{SERIES}.7"]}}
+    web.listing = (200, {}, json.dumps([*LISTING, other]).encode())
+    found = fetched()
+    assert found.state is FetchState.FAILED
+    assert [path.rpartition("/")[2] for path, _ in web.asked[1:]] == [SERIES, f"{SERIES}.7"]
+    assert "any more" in found.reason
