@@ -78,7 +78,7 @@ def carriers(settings: Settings) -> dict[str, Carrier]:
     ConfigurationError
         A token cannot be read.
     """
-    web = {d.name: StowService.of(d) for d in settings.destinations if d.url}
+    web = {d.name: StowService.at(d) for d in settings.destinations if d.url}
     by_name: dict[str, Carrier] = {**addresses(settings), **web}
     return {d.name: by_name[d.name] for d in settings.destinations}
 

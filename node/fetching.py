@@ -22,6 +22,7 @@ from node.scu import Address
 from node.settings import Archive, Listener, Selection, Settings
 from node.suboperations import FOR_ALL, Counts, Retrieved, Stopped, Watch, explain
 from node.wado import DicomWeb
+from node.webservice import WebClient, WebService
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,6 @@ class Fetcher:
         archive, reception = self._archive, self._door.reception
         max_object = self._listener.max_object_mb * 1_000_000
         if archive.url:
-            web = DicomWeb(archive)
 
             @contextlib.contextmanager
             def by_web() -> Iterator[Retrieve]:
@@ -154,7 +154,8 @@ class Fetcher:
                         study_uid, one.series_uid, reception, origin, most, max_object, watch
                     )
 
-            with contextlib.closing(web):
+            with WebClient(WebService.of_archive(archive), archive.timeout_s) as client:
+                web = DicomWeb(client)
                 yield web.list_series(study_uid), by_web
             return
         ours, title = self._listener.ae_title, str(archive.ae_title)

@@ -19,6 +19,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
+from node.copies import copy_of
 from node.errors import ConfigurationError, InvalidInstance, PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
 from node.inquiry import Sent, inquire
@@ -27,12 +28,12 @@ from node.operation import Operation, Outcome
 from node.outgoing import describe
 from node.readback import compare
 from node.records import Delivery
-from node.retrieval import fetch
 from node.scu import Address
 from node.settings import Delivery as Rules
 from node.spool import Spool
 from node.states import Proof, Wanted
-from node.webinquiry import WebService, web_inquiry
+from node.webinquiry import web_inquiry
+from node.webservice import WebService
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def dicom_destination(
         name,
         way,
         partial(inquire, peer, timeout_s, report),
-        lambda sent, syntax: fetch(peer, sent, syntax, timeout_s),
+        lambda sent, syntax: copy_of(peer, sent, syntax, timeout_s),
     )
 
 

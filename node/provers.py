@@ -10,8 +10,7 @@ from node.operation import Operation, Outcome
 from node.proof import Prover, dicom_destination, web_destination
 from node.settings import Settings
 from node.spool import Spool
-from node.stowclient import StowService
-from node.webinquiry import WebService
+from node.webservice import WebService
 
 
 def provers(
@@ -28,9 +27,7 @@ def provers(
     found = {}
     for one in settings.destinations:
         if one.url:
-            stow = StowService.of(one)
-            service = WebService(stow.url, stow.security, stow.bearer, stow.proxy)
-            asked = web_destination(one.name, one.proof, service, timeout_s)
+            asked = web_destination(one.name, one.proof, WebService.at(one), timeout_s)
         else:
             asked = dicom_destination(one.name, one.proof, reached[one.name], timeout_s, report)
         found[one.name] = Prover(ledger, spool, asked, settings.delivery)

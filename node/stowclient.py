@@ -8,79 +8,33 @@ again behind our back, and the reasons in a refusal are not lost; `node.storeans
 from __future__ import annotations
 
 import contextlib
-import re
 import ssl
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pydicom
 import requests
 from dicomweb_client import DICOMwebClient
-from pydantic import SecretStr
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
-from node.configuration import secret
-from node.errors import ConfigurationError, InvalidInstance, PeerUnavailable
+from node.errors import InvalidInstance, PeerUnavailable
 from node.header import UNREADABLE
 from node.outgoing import Outgoing
-from node.settings import Destination, Secured
 from node.storeanswer import LONGEST, judge
 from node.tls import client_context, explain
+from node.webservice import WebService
 
 _CONNECT_S = 10.0
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 # One object a request, and its length told: not every service takes a body in chunks.
 _NEVER_IN_CHUNKS = 1 << 62
 
 
-@dataclass(frozen=True)
-class StowService:
-    """Where a DICOMweb service is, how it is connected to, and what lets us in."""
-
-    url: str
-    security: Secured = field(default_factory=Secured)
-    token: SecretStr | None = None
-    token_file: Path | None = None
-    proxy: str = ""
-
-    @classmethod
-    def of(cls, destination: Destination) -> StowService:
-        """Return the service of a destination with a `url`.
-
-        Raises
-        ------
-        ConfigurationError
-            Its token cannot be read, or is none.
-        """
-        service = cls(
-            destination.url, destination.security, destination.token, destination.token_file, destination.proxy
-        )
-        service.bearer()
-        return service
-
-    def __str__(self) -> str:
-        return str(self.url)
-
-    def bearer(self) -> str:
-        """Return the token as it is now; empty: there is none.
-
-        Raises
-        ------
-        ConfigurationError
-            It cannot be read, or is none.
-        """
-        if self.token is None and self.token_file is None:
-            return ""
-        token = secret(self.token, self.token_file, Path())
-        if not _TOKEN.fullmatch(token):
-            raise ConfigurationError(f"the token for {self} holds what no header may", "it is one word of plain text")
-        return token
+class StowService(WebService):
+    """A DICOMweb service that takes objects."""
 
     @contextlib.contextmanager
     def opened(self, files: Sequence[Outgoing], timeout_s: float) -> Iterator[Callable[[Outgoing], str]]:

@@ -118,7 +118,11 @@ class Case:
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """How many voxels of each segment number (256) each frame has: (frames, 256)."""
-        return np.stack([np.bincount(plane.ravel(), minlength=256) for plane in self.segments.mask])
+        mask, box = self.segments.mask, self.segments.box
+        counts = np.zeros((len(mask), 256), np.int64)
+        counts[box[0]] = [np.bincount(plane.ravel(), minlength=256) for plane in mask[box]]
+        counts[:, 0] = mask[0].size - counts[:, 1:].sum(axis=1)
+        return counts
 
     def uid(self, what: str, recipe: Recipe, *more: str) -> str:
         """Return a UID of a result: the same for the same identity, release, settings and recipe."""

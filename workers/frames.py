@@ -34,7 +34,7 @@ from pydicom.uid import (
 )
 
 from node.errors import InvalidInstance, Unsuitable
-from node.records import is_uid
+from node.records import input_digest, is_uid
 from workers.lenience import lenient
 
 # What pydicom and its decoders raise on bytes that are not what they claim to be.
@@ -168,6 +168,14 @@ def read_identity(path: Path) -> Identity:
             series_number=None if number in (None, "") else int(number),
             sha256=hashlib.file_digest(file, "sha256").hexdigest(),
         )
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """Return the input digest of files as the node calculates it: over SOP Instance UIDs and their data sets' sha256.
+
+    Raises `InvalidInstance` for a file that is not DICOM.
+    """
+    return input_digest((identity.sop_uid, identity.sha256) for identity in map(read_identity, paths))
 
 
 def read_image(source: Path | Dataset, index: int, total: int) -> Image:

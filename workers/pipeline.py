@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from node import settings
 from node.errors import ConfigurationError, EngineFailure
 from node.forms import DEFAULT, Recipe
-from node.records import input_digest
 from trt.engine import Engine, EngineError, finder_precision
 from trt.extraction import Extraction, finder_model
 from trt.manifest import Manifest, ManifestError, load
@@ -27,7 +26,6 @@ from trt.serving import open_serving
 from workers.case import Case
 from workers.codes import meaning_of
 from workers.earlier import read_earlier
-from workers.frames import read_identity
 from workers.prediction import Arrival, Prediction, arrive, predict_mask, timed
 from workers.results import BUILDERS, ResultObject, make_objects
 from workers.series import write_series
@@ -271,15 +269,6 @@ def volumes_ml(mask: NDArray[np.uint8], volume: Volume, manifest: Manifest) -> d
     voxel_ml = float(np.prod(volume.spacing)) / 1000
     counts = np.bincount(mask.ravel(), minlength=256)
     return {label.name: float(counts[label.value]) * voxel_ml for label in manifest.labels if counts[label.value]}
-
-
-def digest_of(paths: Sequence[Path]) -> str:
-    """Return the input digest of files as the node calculates it: over SOP Instance UIDs and their data sets' sha256.
-
-    Raises `InvalidInstance` for a file that is not DICOM.
-    """
-    digests = [read_identity(path) for path in paths]
-    return input_digest((identity.sop_uid, identity.sha256) for identity in digests)
 
 
 def _warm_up(manifest: Manifest, seg: settings.Seg) -> None:

@@ -53,10 +53,14 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """The segments of a case, and the mask (frames, rows, columns) uint8 of their numbers, 0 background; read-only."""
+    """The segments of a case, and the mask (frames, rows, columns) uint8 of their numbers, 0 background; read-only.
+
+    `box` is where the segments lie in it.
+    """
 
     listed: tuple[Segment, ...]
     mask: NDArray[np.uint8]
+    box: Box
 
 
 def segments_of(case: Case) -> Segments:
@@ -95,7 +99,7 @@ def segments_of(case: Case) -> Segments:
     for number, near, inside in own:
         mask[near][inside] = number
     mask.setflags(write=False)  # all forms are made of it
-    return Segments(tuple(listed), mask)
+    return Segments(tuple(listed), mask, box)
 
 
 def _of_label(case: Case, label: Label, voxels: int) -> Iterator[tuple[Segment, _Part | None]]:

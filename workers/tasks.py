@@ -21,7 +21,7 @@ from node.errors import (
     Unsuitable,
 )
 from node.forms import Recipe
-from node.records import Claim, input_digest
+from node.records import Claim
 from workers.benches import Bench, Benches
 from workers.nodeclient import Heartbeat, NodeClient
 
@@ -95,10 +95,9 @@ def _require_unchanged(paths: Sequence[Path], claim: Claim) -> None:
 
     A result is named by the digest of its input: made of other images, it would be another object under that name.
     """
-    from workers.frames import read_identity  # and with it numpy, which the parent process does without
+    from workers.frames import digest_of  # and with it numpy, which the parent process does without
 
-    digest = input_digest((identity.sop_uid, identity.sha256) for identity in map(read_identity, paths))
-    if digest != claim.input_digest:
+    if digest_of(paths) != claim.input_digest:
         raise Damaged(
             "the images fetched are not those that the job was made for: they changed since, or on their way",
             "it is tried again; if it stays so, send the series again",

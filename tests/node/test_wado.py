@@ -22,7 +22,7 @@ from tests.authority import Authority
 from tests.node.making import SERIES, STUDY, files_below, mr, write
 from tests.node.test_fetching import OpenDoor
 
-TOKEN = "let me in"
+TOKEN = "an-archives-token"
 LISTING = [
     {
         "0020000E": {"vr": "UI", "Value": [SERIES]}, "00080060": {"vr": "CS", "Value": ["MR"]},
@@ -128,8 +128,8 @@ def test_fewer_images_than_it_said(web: Web, fetched: Callable[..., Fetch], tmp_
 @pytest.mark.parametrize(
     ("listing", "reason", "step"),
     [
-        ((401, {}, b"no"), "web does not let us in (HTTP 401)", "check the archive's token"),
-        ((403, {}, b"no"), "web does not let us in (HTTP 403)", "check the archive's token"),
+        ((401, {}, b"no"), "web does not let us in (HTTP 401)", "check its token"),
+        ((403, {}, b"no"), "web does not let us in (HTTP 403)", "check its token"),
         ((302, {"Location": "http://127.0.0.1:9/"}, b""), "web answers with HTTP 302", "check the archive's url"),
         ((500, {}, b"no"), "web fails (HTTP 500)", "look into its log"),
         ((404, {}, b""), "web has no study of this UID", "check it, and which archive holds the study"),

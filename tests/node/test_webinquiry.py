@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from node.errors import InvalidInstance, PeerRefused, PeerUnavailable
 from node.inquiry import Sent
@@ -17,7 +18,8 @@ from node.ledger import Ledger
 from node.proof import Prover, web_destination
 from node.spool import Spool
 from node.states import Proof, Wanted
-from node.webinquiry import WebService, web_inquiry
+from node.webinquiry import web_inquiry
+from node.webservice import WebService
 from tests.node.test_proof import D, Site, lose
 from tests.node.test_readback import change, masked
 from tests.peers import free_port, orthanc
@@ -81,7 +83,7 @@ def answering(status: int, content_type: str, body: bytes) -> Iterator[WebServic
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
-        yield WebService(f"http://127.0.0.1:{server.server_address[1]}", bearer=lambda: "a-token")
+        yield WebService(f"http://127.0.0.1:{server.server_address[1]}", token=SecretStr("a-token"))
         server.shutdown()
         thread.join()
     assert all(token == "Bearer a-token" for _, token in asked)

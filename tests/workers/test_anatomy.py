@@ -14,8 +14,9 @@ from pydicom import Dataset, FileMetaDataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from node import settings
+from workers.frames import digest_of
 from workers.grid import to_canonical
-from workers.pipeline import Pipeline, digest_of
+from workers.pipeline import Pipeline
 from workers.volume import read_series
 
 # Patient LPS: x to the left, y to the back, z to the head. A large body, off centre, and a small one in it that lies

@@ -14,7 +14,8 @@ from trt.engine import open_engine
 from trt.manifest import load
 from trt.phantom import spine_phantom
 from workers.benchmark import device_shares
-from workers.pipeline import Pipeline, digest_of, open_pipeline
+from workers.frames import digest_of
+from workers.pipeline import Pipeline, open_pipeline
 from workers.prediction import predict_mask
 from workers.series import write_series
 from workers.volume import read_series

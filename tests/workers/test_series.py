@@ -8,8 +8,8 @@ from pydicom import dcmread
 
 from trt.phantom import spine_phantom
 from workers.enhanced import write_enhanced
+from workers.frames import digest_of
 from workers.grid import to_canonical
-from workers.pipeline import digest_of
 from workers.series import Storage, write_phantom, write_series
 from workers.volume import read_series
 

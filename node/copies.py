@@ -22,7 +22,7 @@ _SUBOPERATIONS_FAILED = 0xB000
 _NO_DATA_SET = (*UNREADABLE, AttributeError)
 
 
-def fetch(peer: Address, sent: Sent, transfer_syntax_uid: str, timeout_s: float) -> Dataset | None:
+def copy_of(peer: Address, sent: Sent, transfer_syntax_uid: str, timeout_s: float) -> Dataset | None:
     """Get one object, at IMAGE level, in the transfer syntax it was sent in or a plain one; None: it is not there.
 
     It is kept in memory, with its file meta information.
