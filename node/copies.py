@@ -1,31 +1,39 @@
-"""Getting one object back from a PACS by C-GET (PS3.4 C.4.3), on an association of its own."""
+"""Getting one object back from a PACS: by C-GET on an association of our own, or by C-MOVE to our listener.
+
+PS3.4 sections C.4.2 and C.4.3, at IMAGE level. The object is kept in memory, with its file meta information.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
+import pydicom
 from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet as StudyRootGet
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove as StudyRootMove
 
 from node import statuses
 from node.errors import InvalidInstance, PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
 from node.inquiry import Sent
+from node.returns import Returns
 from node.scu import Address, associate
+from node.suboperations import SOME_FAILED
 
 _PENDING = frozenset({0xFF00, 0xFF01})
-_SUBOPERATIONS_FAILED = 0xB000
+_NO_SUCH_DESTINATION = 0xA801
+_PLAIN = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 # What pynetdicom and pydicom raise over bytes that are no data set.
 _NO_DATA_SET = (*UNREADABLE, AttributeError)
 
 
-def copy_of(peer: Address, sent: Sent, transfer_syntax_uid: str, timeout_s: float) -> Dataset | None:
-    """Get one object, at IMAGE level, in the transfer syntax it was sent in or a plain one; None: it is not there.
-
-    It is kept in memory, with its file meta information.
+def get_copy(peer: Address, timeout_s: float, sent: Sent, transfer_syntax_uid: str) -> Dataset | None:
+    """Get one object by C-GET in the transfer syntax it was sent in, or a plain one; None: it is not there.
 
     Raises
     ------
@@ -50,28 +58,83 @@ def copy_of(peer: Address, sent: Sent, transfer_syntax_uid: str, timeout_s: floa
             got.append(ds)
         return statuses.SUCCESS
 
-    syntaxes = list(dict.fromkeys([UID(transfer_syntax_uid), ExplicitVRLittleEndian, ImplicitVRLittleEndian]))
+    syntaxes = list(dict.fromkeys([UID(transfer_syntax_uid), *_PLAIN]))
     contexts = [build_context(StudyRootGet), build_context(UID(sent.sop_class_uid), syntaxes)]
-    asked = Dataset()
-    asked.QueryRetrieveLevel = "IMAGE"
-    asked.StudyInstanceUID, asked.SeriesInstanceUID = sent.study_uid, sent.series_uid
-    asked.SOPInstanceUID = sent.sop_uid
     handlers = [(evt.EVT_C_STORE, on_store)]
     with associate(peer, contexts, timeout_s, as_scp=[sent.sop_class_uid], handlers=handlers) as association:
         if {context.abstract_syntax for context in association.accepted_contexts} != {StudyRootGet, sent.sop_class_uid}:
             raise PeerRefused(f"{peer} offers no C-GET of this class", "let it accept C-GET from our AE title")
-        status = None
-        try:
-            for response, _ in association.send_c_get(asked, StudyRootGet):
-                status = response.get("Status")
-        except (RuntimeError, ValueError) as error:
-            raise PeerUnavailable("the association broke", "ask again") from error
+        answer = _last(association.send_c_get(_identifier(sent), StudyRootGet))
     if damaged:
         raise InvalidInstance(f"what came cannot be read ({damaged[0]})", "look at the object in the PACS")
-    if status is None:
-        raise PeerUnavailable("no answer to C-GET", "check the peer's log")
-    if status not in (statuses.SUCCESS, _SUBOPERATIONS_FAILED, *_PENDING):
-        raise PeerRefused(f"the peer answered C-GET with 0x{status:04X}", "look into the peer's log")
-    if not got and status == _SUBOPERATIONS_FAILED:
+    status = _status(answer, "C-GET", "look into the peer's log")
+    if not got and status == SOME_FAILED:
         raise PeerRefused("the peer has the object and could not send it (0xB000)", "look into the peer's log")
     return got[0] if got else None
+
+
+def have_copy_sent(
+    peer: Address, to: str, returns: Returns, timeout_s: float, sent: Sent, _transfer_syntax_uid: str
+) -> Dataset | None:
+    """Have one object sent to our listener, whose AE title is `to`, by C-MOVE; None: it is not there.
+
+    Raises
+    ------
+    PeerUnavailable, ConfigurationError
+        As `node.scu.associate`; the association broke, or there was no answer.
+    PeerRefused
+        The peer offers no C-MOVE, answered with a failure, or sent the object elsewhere.
+    InvalidInstance
+        What came is no data set.
+    """
+    knows = f"does it know {to} by our host and port, and is it in [[peers]]? Look into its log, and ours"
+    with (
+        returns.awaiting(sent.sop_uid) as came,
+        associate(peer, [build_context(StudyRootMove, _PLAIN)], timeout_s) as association,
+    ):
+        if not association.accepted_contexts:
+            raise PeerRefused(f"{peer} offers no C-MOVE", "let it accept C-MOVE from our AE title")
+        answer = _last(association.send_c_move(_identifier(sent), to, StudyRootMove))
+    if came:
+        try:
+            return pydicom.dcmread(BytesIO(came[0]))
+        except _NO_DATA_SET as error:
+            reason = f"what came cannot be read ({type(error).__name__})"
+            raise InvalidInstance(reason, "look at the object in the PACS") from error
+    if answer.get("Status") == _NO_SUCH_DESTINATION:
+        raise PeerRefused(
+            f"the peer does not know the move destination {to} (0xA801)",
+            "add that AE title with our host and port there, or set retrieve = 'get' of the destination",
+        )
+    if _status(answer, "C-MOVE", knows) == SOME_FAILED:
+        raise PeerRefused("the peer has the object and could not send it (0xB000)", knows)
+    if answer.get("NumberOfCompletedSuboperations") or answer.get("NumberOfWarningSuboperations"):
+        raise PeerRefused("the peer says that it sent the object, and it did not come", knows)
+    return None
+
+
+def _identifier(sent: Sent) -> Dataset:
+    asked = Dataset()
+    asked.QueryRetrieveLevel = "IMAGE"
+    asked.StudyInstanceUID, asked.SeriesInstanceUID = sent.study_uid, sent.series_uid
+    asked.SOPInstanceUID = sent.sop_uid
+    return asked
+
+
+def _last(responses: Iterator[tuple[Dataset, Dataset | None]]) -> Dataset:
+    """Return the last response of a retrieval; empty where none came."""
+    try:
+        answers = [answer for answer, _ in responses]
+    except (RuntimeError, ValueError) as error:
+        raise PeerUnavailable("the association broke", "ask again") from error
+    return answers[-1] if answers else Dataset()
+
+
+def _status(answer: Dataset, operation: str, step: str) -> int:
+    """Return the status that ended a retrieval, unless it failed as a whole: `step` is what to do then."""
+    status: int | None = answer.get("Status")
+    if status is None:
+        raise PeerUnavailable(f"no answer to {operation}", step)
+    if status not in (statuses.SUCCESS, SOME_FAILED, *_PENDING):
+        raise PeerRefused(f"the peer answered {operation} with 0x{status:04X}", step)
+    return status

@@ -16,6 +16,7 @@ from node.unnamed import disk_errors
 _MANY_PIECES = 64
 # So much of the data set stays at hand for whoever reads its header.
 _BEGINNING = 32768
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,12 @@ class Incoming:
             return self._beginning[at : at + count]
         with disk_errors():
             return os.pread(self.handle, count, len(self._head) + at)
+
+    def content(self) -> bytes:
+        """Return the whole file: file meta information and data set."""
+        end = len(self._head) + self.size
+        with disk_errors():
+            return b"".join(os.pread(self.handle, _CHUNK, at) for at in range(0, end, _CHUNK))
 
     def refuse(self, status: int, reason: str) -> None:
         """Keep nothing of it; what still comes is thrown away."""

@@ -28,6 +28,7 @@ from node.mpps import ProcedureSteps
 from node.negotiation import supported_contexts
 from node.peers import Peers, Verdict
 from node.reception import Reception
+from node.returns import Returns
 from node.selfcheck import difference
 from node.services import services
 from node.settings import Commitment, Delivery, Listener, Peer
@@ -55,6 +56,8 @@ class Door:
         Returns how the fast path differs from the stock one on a canned exchange; empty: not at all.
     peers
         Who may come in; see `node.peers`.
+    returns
+        Takes what a PACS sends back because we asked it to; unset: nothing is asked for.
 
     `callers` holds notes of who asked for associations; somebody has to call its `tick`.
     """
@@ -70,6 +73,7 @@ class Door:
         check: Callable[[Listener], str] = difference,
         peers: Sequence[Peer] = (),
         assurances: Assurances | None = None,
+        returns: Returns | None = None,
     ) -> None:
         self._ledger = ledger
         self._settings = settings
@@ -79,7 +83,9 @@ class Door:
         self._lock = threading.Lock()
         self._open: dict[int, Counter[str]] = {}  # by association: how many images of each series, the latest last
         self._web_numbers = itertools.count(-1, -1)  # the servers count their associations upwards
-        self.reception = Reception(ledger, spool, settings, self._on_joined, self._on_nothing_new, changed, now)
+        self.reception = Reception(
+            ledger, spool, settings, self._on_joined, self._on_nothing_new, changed, now, returns
+        )
         self._peers = Peers(settings, peers)
         self.callers = Callers(ledger.note_callers)
         self._services = services(

@@ -19,7 +19,6 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
-from node.copies import copy_of
 from node.errors import ConfigurationError, InvalidInstance, PeerRefused, PeerUnavailable
 from node.header import UNREADABLE
 from node.inquiry import Sent, inquire
@@ -42,6 +41,8 @@ _ROUND_S = 1.0
 _SLACK_S = 60.0
 
 Way = Literal["auto", "commitment", "query", "none"]
+# Gets an object in a transfer syntax that we read; None: it is not there.
+Fetch = Callable[[Sent, str], Dataset | None]
 
 
 class Witness(Protocol):
@@ -63,27 +64,19 @@ class Witness(Protocol):
 
 @dataclass(frozen=True)
 class Destination:
-    """How one destination is asked, and read from.
-
-    `fetch` gets an object in a transfer syntax that we read; None: it is not there.
-    """
+    """How one destination is asked, and read from."""
 
     name: str
     way: Way
     witness: Callable[[], AbstractContextManager[Witness]]
-    fetch: Callable[[Sent, str], Dataset | None]
+    fetch: Fetch
 
 
 def dicom_destination(
-    name: str, way: Way, peer: Address, timeout_s: float, report: Callable[[Operation], Outcome]
+    name: str, way: Way, peer: Address, timeout_s: float, report: Callable[[Operation], Outcome], fetch: Fetch
 ) -> Destination:
     """Return a destination that is asked by DIMSE; `report` takes storage commitment reports."""
-    return Destination(
-        name,
-        way,
-        partial(inquire, peer, timeout_s, report),
-        lambda sent, syntax: copy_of(peer, sent, syntax, timeout_s),
-    )
+    return Destination(name, way, partial(inquire, peer, timeout_s, report), fetch)
 
 
 def web_destination(name: str, way: Way, service: WebService, timeout_s: float) -> Destination:

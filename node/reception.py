@@ -21,6 +21,7 @@ from node.incoming import Incoming, Origin
 from node.ledger import Ledger, Receipt, Recorded
 from node.logs import printable
 from node.records import Instance, is_uid
+from node.returns import Returns
 from node.settings import Listener
 from node.spool import Spool
 
@@ -43,6 +44,8 @@ class Reception:
         Called with the same after the commit, when the image was here already or was not kept.
     changed
         Called when a new image was committed.
+    returns
+        Takes objects of ours that a PACS sends back because we asked it to; unset: none is expected.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Reception:
         nothing_new: Callable[[int, str], None],
         changed: Callable[[], None],
         now: Callable[[], float] = time.time,
+        returns: Returns | None = None,
     ) -> None:
         self._ledger = ledger
         self._spool = spool
@@ -62,6 +66,7 @@ class Reception:
         self._nothing_new = nothing_new
         self._changed = changed
         self._now = now
+        self._returns = returns or Returns()
         self._group: GroupCommit[Instance, Recorded | PennodeError] = GroupCommit(self._commit)
         self._idle = threading.Condition()
         self._doubtful: deque[str] = deque()
@@ -169,6 +174,8 @@ class Reception:
         if incoming.origin.study_uid not in ("", identity.study_uid):
             incoming.refuse(statuses.DATA_SET_DOES_NOT_MATCH, "the data set is of another study than announced")
             return statuses.DATA_SET_DOES_NOT_MATCH
+        if self._returns.take(incoming):
+            return statuses.SUCCESS
         # From here on the series waits for this association's end, should its seal be near.
         self._joined(incoming.origin.number, identity.series_uid)
         # Each association's own thread flushes its own file: the file system joins what is flushed at the same time.

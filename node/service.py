@@ -38,6 +38,7 @@ from node.provers import provers
 from node.records import WORKER_SILENT_S, Instance
 from node.reporter import Reporter
 from node.retention import Caretaker
+from node.returns import Returns
 from node.selection import Verdict, select_series
 from node.services import report_taker
 from node.settings import Settings
@@ -113,14 +114,14 @@ class Node:
             ledger, spool, settings.commitment, released=lambda: self._wake("storage commitment")
         )
         changed = partial(self._wake, "assembly")
-        assurances = Assurances(ledger, settings.delivery)
+        assurances, returns = Assurances(ledger, settings.delivery), Returns()
         door = Door(
             ledger, spool, settings.listener, changed=changed, peers=settings.peers, commitment=commitment,
-            assurances=assurances,
+            assurances=assurances, returns=returns,
         )  # fmt: skip
         self._fetchers = fetchers(settings, ledger, door)
         self._add_loops(ledger, spool, door, commitment)
-        self._add_provers(ledger, spool, assurances)
+        self._add_provers(ledger, spool, assurances, returns)
         api = WorkerApi(
             ledger,
             spool,
@@ -181,9 +182,9 @@ class Node:
             ).tick
         self._loops = {name: Loop(name, tick, self._on_broken) for name, tick in parts.items()}
 
-    def _add_provers(self, ledger: Ledger, spool: Spool, assurances: Assurances) -> None:
+    def _add_provers(self, ledger: Ledger, spool: Spool, assurances: Assurances, returns: Returns) -> None:
         take = report_taker(assurances, self.settings.listener.max_message_mb * 1_000_000)
-        self._provers = provers(self.settings, ledger, spool, take)
+        self._provers = provers(self.settings, ledger, spool, take, returns)
         for destination, prover in self._provers.items():
             name = f"proof at {destination}"
             self._loops[name] = Loop(name, prover.tick, self._on_broken)

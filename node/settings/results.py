@@ -43,6 +43,12 @@ class Destination(Secured):
         "of the two it offers, or not at all",
     )
 
+    retrieve: Literal["get", "move"] = Field(
+        "get",
+        description="how results are read back where that is asked for: get: on our own association (C-GET); move: it"
+        " sends them to listener.ae_title (C-MOVE), whose host and port it must know, and it must be one of [[peers]]",
+    )
+
     @field_validator("url", "proxy")
     @classmethod
     def _plain_address(cls, url: str) -> str:
@@ -71,7 +77,7 @@ class Destination(Secured):
             if missing:
                 raise ValueError(f"{' and '.join(missing)} missing: it needs ae_title, host and port, or a url")
             return self._checked_tls(self.tls)
-        strange = sorted(given & {"ae_title", "host", "port", "calling_ae_title", "tls"})
+        strange = sorted(given & {"ae_title", "host", "port", "calling_ae_title", "retrieve", "tls"})
         if strange:
             raise ValueError(f"url excludes {' and '.join(strange)}: a destination is reached by one or the other")
         parts = urlsplit(self.url)

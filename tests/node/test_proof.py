@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as StudyRootFind
 
 from node.assurances import Assurances
+from node.copies import get_copy, have_copy_sent
 from node.delivery import Courier
 from node.errors import Permanent
 from node.ledger import Ledger
 from node.listener import Door
 from node.proof import Prover, dicom_destination
 from node.records import Delivery, Result
+from node.returns import Returns
 from node.scu import Address
 from node.services import report_taker
 from node.settings import Delivery as Rules
@@ -57,18 +60,20 @@ class Site:
 
     def __init__(
         self, ledger: Ledger, spool: Spool, port: int, way: dict[str, bool], proof: str = "auto", title: str = "PACS",
-        **rules: object,
+        retrieve: str = "get", to: str = "PENNODE", at: int = 0, **rules: object,
     ) -> None:  # fmt: skip
         self.ledger, self.spool, self.ahead = ledger, spool, 0.0
         quick = {"timeout_s": 5, "backoff_first_s": 2, "report_pause_s": 0.5, "report_timeout_s": 30, **rules}
         self.rules = Rules(**quick)  # type: ignore[arg-type]
         assurances = Assurances(ledger, self.rules, self.clock)
-        settings = Listener(port=0, free_floor_mb=0, network_timeout_s=10.0, **way)  # type: ignore[arg-type]
-        self.door = Door(ledger, spool, settings, changed=lambda: None, assurances=assurances)
+        settings = Listener(port=at, free_floor_mb=0, network_timeout_s=10.0, **way)  # type: ignore[arg-type]
+        returns = Returns()
+        self.door = Door(ledger, spool, settings, changed=lambda: None, assurances=assurances, returns=returns)
         self.port = self.door.start()[1]
         peer = Address(title, "127.0.0.1", port, "PENNODE")
         self.courier = Courier(ledger, spool, {"pacs": peer}, self.rules, self.clock)
-        asked = dicom_destination("pacs", proof, peer, self.rules.timeout_s, report_taker(assurances, 10**6))  # type: ignore[arg-type]
+        fetch = partial(get_copy, peer, 5.0) if retrieve == "get" else partial(have_copy_sent, peer, to, returns, 5.0)
+        asked = dicom_destination("pacs", proof, peer, 5.0, report_taker(assurances, 10**6), fetch)  # type: ignore[arg-type]
         self.prover = Prover(ledger, spool, asked, self.rules, self.clock)
 
     def clock(self) -> float:

@@ -68,13 +68,13 @@ def change(there: Orthanc, sop_uid: str, how: Callable[[Dataset], None]) -> None
 
 
 @contextmanager
-def dcmqrscp(folder: Path) -> Iterator[int]:
-    """Run DCMTK's archive, which answers C-FIND and C-GET and commits nothing."""
+def dcmqrscp(folder: Path, hosts: str = "") -> Iterator[int]:
+    """Run DCMTK's archive, which answers C-FIND, C-GET and C-MOVE to `hosts`, and commits nothing."""
     binary, port, log = program("dcmqrscp", "dcmtk"), free_port(), folder / "dcmqrscp.log"
     (folder / "store").mkdir(parents=True)
     (folder / "dcmqrscp.cfg").write_text(
         f"NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 16\nUserName = root\nGroupName = root\n"
-        "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
+        f"HostTable BEGIN\n{hosts}HostTable END\nVendorTable BEGIN\nVendorTable END\n"
         f"AETable BEGIN\nPACS {folder / 'store'} RW (200, 1024mb) ANY\nAETable END\n"
     )
     with running([binary, "-c", str(folder / "dcmqrscp.cfg")], log) as process:
@@ -202,6 +202,84 @@ def test_a_destination_that_is_down_is_not_waited_for(start: Callable[..., Site]
     read_back(site, job)
     assert "could not be read back: PACS@127.0.0.1" in site.only().read_back
     assert site.only().state is D.SENT
+
+
+# -- sent to our listener (C-MOVE)
+
+
+def moving(start: Callable[..., Site], port: int, **how: object) -> tuple[Site, str]:
+    """A site whose only result was taken at `port`, to be read back by C-MOVE."""
+    site = start(port, retrieve="move", **{"proof": "query", "title": "ORTHANC", **how})
+    (job,) = site.segmented(content=masked)
+    site.send()
+    return site, job
+
+
+def assert_nothing_was_kept(site: Site) -> None:
+    """What came back is neither a series nor a file."""
+    assert (len(site.ledger.jobs()), site.ledger.receiving()) == (1, [])
+    assert not list((site.spool.root / "series").glob("*/*"))
+    assert not list((site.spool.root / "tmp").glob("*.dcm"))
+
+
+def test_orthanc_sends_it_back_to_our_listener_and_it_stays_ours(start: Callable[..., Site], pacs: Orthanc) -> None:
+    site, job = moving(start, pacs.dicom_port)
+    introduce(pacs, site.port)
+    read_back(site, job)
+    item = site.only()
+    assert (item.state, item.read_back, item.proof) == (D.COMMITTED, "read back and found equal", Proof.READ_BACK)
+    assert_nothing_was_kept(site)
+    # what was changed there is found out
+    change(pacs, item.sop_uid, lambda ds: setattr(ds, "PixelData", bytes(len(ds.PixelData))))
+    read_back(site, job)
+    assert site.only().read_back.startswith("read back and found different: ")
+    assert site.only().read_back.endswith("voxels")
+    assert_nothing_was_kept(site)
+
+
+def test_who_is_unable_to_send_it_is_told_of(start: Callable[..., Site], pacs: Orthanc) -> None:
+    site, job = moving(start, pacs.dicom_port, to="NOBODY")
+    introduce(pacs, site.port)
+    read_back(site, job)
+    words = "the peer answered C-MOVE with 0xC000 (does it know NOBODY by our host and port, and is it in [[peers]]?"
+    assert words in site.only().read_back, "what Orthanc says of a destination that it does not know"
+    assert (site.only().state, site.ledger.job(job).state) == (D.SENT, J.DELIVERED)
+
+
+def test_an_unknown_move_destination_is_named(start: Callable[..., Site], tmp_path: Path) -> None:
+    with dcmqrscp(tmp_path / "archive") as port:
+        site, job = moving(start, port, title="PACS", to="NOBODY")
+        read_back(site, job)
+    assert site.only().read_back == (
+        "could not be read back: the peer does not know the move destination NOBODY (0xA801) (add that AE title with "
+        "our host and port there, or set retrieve = 'get' of the destination)"
+    )
+    assert (site.only().state, site.ledger.job(job).state) == (D.SENT, J.DELIVERED)
+
+
+def test_who_sends_it_elsewhere_is_told_so(start: Callable[..., Site], pacs: Orthanc, tmp_path: Path) -> None:
+    site, job = moving(start, pacs.dicom_port)
+    with storescp(tmp_path / "elsewhere") as port:
+        introduce(pacs, port)
+        read_back(site, job)
+    assert "says that it sent the object, and it did not come (does it know PENNODE by" in site.only().read_back
+    introduce(pacs, free_port())
+    read_back(site, job)
+    assert "does it know PENNODE by our host and port, and is it in [[peers]]?" in site.only().read_back
+    assert (site.only().state, site.only().lost) == (D.SENT, 0), "nothing was lost"
+
+
+def test_dcmqrscp_sends_it_back_and_what_it_lost_is_sent_again(start: Callable[..., Site], tmp_path: Path) -> None:
+    ours = free_port()
+    with dcmqrscp(tmp_path / "archive", hosts=f"pennode = (PENNODE, 127.0.0.1, {ours})\n") as port:
+        site, job = moving(start, port, proof="auto", title="PACS", at=ours)
+        read_back(site, job)
+        assert site.only().read_back == "read back and found equal"
+        assert_nothing_was_kept(site)
+        for file in (tmp_path / "archive" / "store").glob("*"):
+            file.unlink()
+        read_back(site, job)
+        assert (site.only().state, site.only().lost) == (D.PENDING, 1)
 
 
 # -- comparing
