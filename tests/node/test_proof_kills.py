@@ -173,7 +173,8 @@ def hanging() -> Iterator[int]:
         yield silent.getsockname()[1]
 
 
-def test_the_command_line_asks_the_running_node(tmp_path: Path) -> None:
+@pytest.mark.parametrize("retrieve", ["get", "move"])
+def test_the_command_line_asks_the_running_node(retrieve: str, tmp_path: Path) -> None:
     port = free_port()
     with (
         orthanc(tmp_path / "orthanc") as pacs,
@@ -182,6 +183,8 @@ def test_the_command_line_asks_the_running_node(tmp_path: Path) -> None:
         ) as site,
     ):
         introduce(pacs, port)
+        (named,) = json.loads(site.environment["PENNODE_DESTINATIONS"])
+        site.environment["PENNODE_DESTINATIONS"] = json.dumps([{**named, "retrieve": retrieve}])
         ledger = site.ledger
         (job,) = ledger.jobs()
 
@@ -208,6 +211,10 @@ def test_the_command_line_asks_the_running_node(tmp_path: Path) -> None:
         assert code == 1
         assert "did not hold the object 1 time(s)" in said
         until_state(ledger, D.COMMITTED)
+        if retrieve == "move":  # shown by where it fails
+            introduce(pacs, free_port())
+            _, said = prove("--read-back")
+            assert "could not be read back: the peer answered C-MOVE with 0xC000 (does it know PENNODE by" in said
         site.kill("node")
         code, said = prove("--wait", "0.5")
         assert code == 1
