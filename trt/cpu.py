@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,9 @@ class OpenVinoEngine(Engine):
     backend = "openvino"
 
     def __init__(self, manifest: Manifest, threads: int, batch: int, precision: Precision) -> None:
+        # On import OpenVINO reports its use to Google Analytics, under an id that it keeps in the home folder, unless
+        # its telemetry cannot be imported: no node of a hospital calls out unasked.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         try:
             import openvino
         except ImportError as error:

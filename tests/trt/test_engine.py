@@ -222,6 +222,22 @@ def test_a_model_with_other_classes_than_promised_is_refused() -> None:
         open_engine(dataclasses.replace(manifest, labels=manifest.labels[:2]))
 
 
+def test_openvino_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from trt.engine import open_engine\n"
+        "from trt.manifest import load\n"
+        "open_engine(load(), threads=1, batch=1).close()\n"
+        "assert 'openvino.tools.ovc' in sys.modules  # it is what reports\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    )
+    # Without CI, where it would be silent by itself.
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+    assert not (tmp_path / "intel").exists()  # where it keeps the id it reports under
+
+
 def test_serving_imports_no_torch() -> None:
     code = (
         "import sys, trt.patches, trt.extraction, trt.engine, trt.cpu, trt.serving, trt.manifest, trt.phantom\n"
