@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,9 +25,6 @@ from node.errors import ConfigurationError, InvalidInstance, PennodeError
 from node.fetchdesk import fetch_app
 from node.records import RESEARCH_NOTICE
 from node.settings import AE_PATTERN
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="pennode",
@@ -212,7 +209,8 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
-        typer.echo(f"pennode: {error.format_message()} (--help shows how)", err=True)
+        if message := error.format_message():  # none where no command was named: the help is on the screen then
+            typer.echo(f"pennode: {message} (--help shows how)", err=True)
         sys.exit(2)
     except PennodeError as error:
         typer.echo(f"pennode: {error}", err=True)

@@ -18,7 +18,7 @@ from node.errors import ConfigurationError, NodeUnavailable, NotFound, Permanent
 from node.ledger import FetchState
 
 fetch_app = typer.Typer(
-    help="Fetch a study from an archive that [[archives]] names; look at fetches, or cancel them.",
+    help="Fetch a study from one of the configured archives; look at fetches, or cancel them.",
     invoke_without_command=True,
 )
 _OPEN = (FetchState.ASKED, FetchState.RUNNING)

@@ -59,6 +59,20 @@ def test_version() -> None:
     assert pennode("--version").stdout == f"pennode {version('pennode')}\n"
 
 
+@pytest.mark.parametrize("words", [(), ("jobs",), ("config",)])
+def test_no_command_gets_the_help_and_no_empty_complaint(words: tuple[str, ...]) -> None:
+    done = pennode(*words)
+    assert done.returncode == 2
+    assert "Commands" in done.stdout + done.stderr
+    assert "pennode: " not in done.stderr
+
+
+def test_help_loses_no_words_to_markup() -> None:
+    shown = pennode("fetch", "--help").stdout + pennode("--help").stdout
+    assert "archive" in shown
+    assert "[]" not in shown
+
+
 def test_jobs_are_listed_shown_retried_and_cancelled(state: dict[str, str]) -> None:
     folder = Path(state["PENNODE_STATE_DIR"])
     ready, skipped = make_job(folder, wanted=True), make_job(folder, wanted=False)
