@@ -195,7 +195,7 @@ def jobs_prove(
         typer.echo(json.dumps({"job": ledger.job(job.id).to_json(), "deliveries": [vars(d) for d in deliveries]}))
     else:
         for item in deliveries:
-            typer.echo(f"{item.destination}: {proof_of(item)}")
+            typer.echo(f"{item.destination}: {in_words(item.form)}: {proof_of(item)}")
     if asked:
         raise PeerUnavailable(
             f"no answer for {len(asked)} object(s) within {wait:g} s", "pennode jobs show tells when it is there"
