@@ -13,6 +13,7 @@ import pydicom
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_role
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 
 from node.errors import ClassRefused, InvalidInstance, PeerRefused, PeerUnavailable
@@ -124,12 +125,13 @@ def _raise_unassociated(association: Association, peer: Address, as_scp: Sequenc
         if all(context.result == _SYNTAXES_NOT_SUPPORTED for context in association.rejected_contexts):
             raise ClassRefused(f"{peer} accepts none of the transfer syntaxes we propose", "set compression to none")
         raise ClassRefused(f"{peer} accepts none of the SOP classes that we propose", "let it accept them")
-    if not association.is_rejected:
+    # pynetdicom takes a peer that rejects at once for one that is gone, and leaves its answer where it came in.
+    answer: Any = association.acceptor.primitive or association.dul.receive_pdu(wait=False)
+    if not (association.is_rejected or (isinstance(answer, A_ASSOCIATE) and answer.result)):
         # By TLS 1.3 a peer finds our certificate bad only when we believe the handshake done, and then just closes.
         whether = "; whether it takes our TLS certificate" if peer.security.tls else ""
         step = f"check that it runs, its address, and the firewall{whether}"
         raise PeerUnavailable(f"{peer} does not answer", step)
-    answer: Any = association.acceptor.primitive
     permanent = answer is not None and answer.result == 0x01
     if permanent and answer.result_source == 0x01:
         why, what = _USER_REJECTS.get(answer.diagnostic, ("no reason known", "ask the peer's administrator"))
