@@ -155,6 +155,11 @@ class Courier:
                         note = send(outgoing)
                     except (PeerRefused, InvalidInstance) as error:
                         self._refuse(item, error, waiting)
+                    except PeerUnavailable as error:
+                        # It may be this object alone that fails: the others go soon, and without it.
+                        for other in waiting:
+                            self._settle(other, error, attempts=None if other is item else 1)
+                        return
                     else:
                         self._ledger.sent(item.id, note, self._clock())
                         log.info("delivered job=%s object=%s to=%s: %s", item.job_id, item.sop_uid, destination, note)
@@ -180,9 +185,9 @@ class Courier:
         for other in [one for one in waiting if one.id in gone]:
             del waiting[other]
 
-    def _settle(self, item: Delivery, error: PennodeError) -> None:
+    def _settle(self, item: Delivery, error: PennodeError, *, attempts: int | None = None) -> None:
         now = self._clock()
-        not_before = now + backoff(item.attempts + 1, self._rules)
+        not_before = now + backoff(item.attempts + 1 if attempts is None else attempts, self._rules)
         log.warning("not delivered job=%s to=%s: %s", item.job_id, item.destination, error)
         if isinstance(error, Retryable):
             self._ledger.postpone(item.id, str(error), not_before, now)

@@ -183,7 +183,13 @@ class Prover:
 
     def _find(self, witness: Witness, asked: Sequence[tuple[Delivery, Sent]], waiting: set[int]) -> None:
         for item, sent in asked:
-            held, now = witness.holds(sent), self._clock()
+            try:
+                held, now = witness.holds(sent), self._clock()
+            except PeerRefused as error:  # of this object; of the others it may tell
+                log.warning("%s does not tell of an object of job=%s: %s", self._destination.name, item.job_id, error)
+                self._ledger.doubt([item.id], str(error), self._rules, self._clock())
+                waiting.discard(item.id)
+                continue
             if held:
                 self._ledger.proved(item.id, witness.query, self._rules, now)
             elif item.proved_at == 0 and now - item.updated_at < self._rules.proof_patience_s:

@@ -122,7 +122,10 @@ def holds_image(association: Association, study_uid: str, series_uid: str, sop_u
     asked.QueryRetrieveLevel = "IMAGE"
     asked.StudyInstanceUID, asked.SeriesInstanceUID, asked.SOPInstanceUID = study_uid, series_uid, sop_uid
     # To the end: what is left unread would pass for the answer to the next question.
-    return sop_uid in [_text(match, "SOPInstanceUID") for match in _matches(association, asked, _MOST_MATCHES, _OTHERS)]
+    found = [_text(match, "SOPInstanceUID") for match in _matches(association, asked, _MOST_MATCHES, _OTHERS)]
+    if found and sop_uid not in found:  # who ignores what was asked has not said that it is not there
+        raise PeerRefused(f"the peer answers C-FIND with {_OTHERS[0]}", _OTHERS[1])
+    return bool(found)
 
 
 def _matches(association: Association, asked: Dataset, most: int, others: tuple[str, str]) -> Iterator[Dataset]:

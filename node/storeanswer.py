@@ -108,7 +108,8 @@ def _text(item: dict[str, Any], tag: str) -> str:
 def _number(item: dict[str, Any], tag: str) -> int | None:
     """Return an attribute of VR US; XML writes it as text, and some write JSON so."""
     for value in _values(item, tag):
-        number = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+        is_text = isinstance(value, str) and len(value) < 6 and value.isascii() and value.isdecimal()
+        number = int(value) if is_text else value
         if isinstance(number, int) and 0 <= number < 1 << 16:
             return number
     return None

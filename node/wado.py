@@ -50,7 +50,7 @@ class DicomWeb:
             matches = [] if answer.status_code in (204, 404) else self._client.matches(answer, _MAX_LIST)
         try:
             found = [_series(one) for one in matches]
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
             raise self._client.no_json() from error
         return list({one.series_uid: one for one in found if is_uid(one.series_uid)}.values())
 

@@ -68,7 +68,12 @@ class WebInquiry:
             names = [str(one[_SOP_INSTANCE_UID]["Value"][0]) for one in found]
         except (TypeError, LookupError) as error:
             raise self._client.no_json() from error
-        return sent.sop_uid in names
+        if names and sent.sop_uid not in names:  # who ignores what was asked has not said that it is not there
+            raise PeerRefused(
+                f"{self._service} answers QIDO-RS with other objects than asked for",
+                "check that it can be queried by SOPInstanceUID",
+            )
+        return bool(names)
 
     def fetch(self, sent: Sent) -> Dataset:
         """Get one object by WADO-RS, as the service holds it, with its file meta information.

@@ -276,6 +276,28 @@ def test_a_peer_that_hangs_up_in_the_middle_leaves_the_rest_pending(ledger: Ledg
     assert all(ledger.job(job).state is JobState.DELIVERED for job in jobs)
 
 
+@pytest.mark.parametrize("how", ["out of resources", "abort"])
+def test_an_object_that_a_peer_never_takes_holds_up_no_other(how: str, ledger: Ledger, spool: Spool) -> None:
+    # given a peer that fails over one object again and again
+    def store(event: evt.Event) -> int:
+        if event.request.AffectedSOPInstanceUID != "2.25.7.1":
+            return 0x0000
+        if how == "abort":
+            event.assoc.abort()
+        return 0xA700
+
+    with scp(store) as port:
+        site = Site(ledger, spool, pacs=port)
+        first, *others = [site.segmented("pacs", series=f"1.2.{n}") for n in range(1, 5)]
+        # when it is sent together with others, as after a night without a PACS
+        for _ in range(20):
+            site.tick(1)
+    # then they go without it, and it goes on being tried
+    assert [ledger.job(job).state for job in others] == [JobState.DELIVERED] * 3
+    assert site.states(first) == [DeliveryState.PENDING]
+    assert ledger.deliveries(first)[0].attempts == 3
+
+
 def test_a_destination_that_is_configured_no_more_says_so(ledger: Ledger, spool: Spool) -> None:
     site = Site(ledger, spool)
     job = site.segmented("gone")

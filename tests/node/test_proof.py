@@ -349,6 +349,7 @@ class Archive:
     left_out: set[str] = field(default_factory=set)
     same_association: bool = False
     finds: bool = False
+    ignores: bool = False  # which object is asked for, of some
     answers: list[int] = field(default_factory=list)
     asked: list[Dataset] = field(default_factory=list)
     stored: list[str] = field(default_factory=list)
@@ -363,8 +364,11 @@ class Archive:
         return self.action_status, None
 
     def _on_find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
-        if event.identifier.SOPInstanceUID in self.stored:
-            yield 0xFF00, event.identifier
+        match = event.identifier
+        if match.SOPInstanceUID in self.stored:
+            if self.ignores and match.SOPInstanceUID == self.stored[0]:
+                match.SOPInstanceUID = "1.2.3.4"
+            yield 0xFF00, match
         yield 0x0000, None
 
     def _on_released(self, event: evt.Event) -> None:
@@ -550,6 +554,19 @@ def test_a_request_that_is_refused_gives_way_to_a_query_where_there_is_one(start
                 assert (item.state, item.asked_at) == (D.SENT, 0.0)
                 assert "answered N-ACTION with 0x0213" in item.doubt
                 assert item.check_at > site.clock()
+
+
+def test_an_answer_about_another_object_is_no_loss_and_hides_no_other(start: Callable[..., Site]) -> None:
+    archive = Archive(finds=True, ignores=True)
+    with archive.listening() as port:
+        site = start(port, "query", proof_patience_s=0)
+        first, second = site.segmented("1.2.3.10", "1.2.3.11")
+        site.send()
+        site.look()
+    (doubtful,), (held,) = site.ledger.deliveries(first), site.ledger.deliveries(second)
+    assert (doubtful.state, held.state) == (D.SENT, D.COMMITTED)
+    assert "answers C-FIND with other objects than asked for" in doubtful.doubt
+    assert len(archive.stored) == 2, "nothing is sent again"
 
 
 def test_a_destination_that_is_down_is_asked_again_later(start: Callable[..., Site]) -> None:

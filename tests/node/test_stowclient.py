@@ -295,6 +295,9 @@ REFUSED: dict[str, tuple[dict[str, object], type[PennodeError], str]] = {
     "another reason": ({"status": 409, "body": failed(0xC000)}, PeerRefused, "the peer answered 0xC000, HTTP 409"),
     "does not match": ({"status": 409, "body": failed(0xA900)}, PeerRefused, "the peer answered 0xA900, HTTP 409"),
     "a reason that is none": ({"status": 409, "body": failed(0).replace(b"[0]", b"[true, {}]")}, PeerRefused, "0x0001"),
+    "a reason without end": (
+        {"status": 409, "body": failed(0).replace(b"[0]", b'["%s"]' % (b"9" * 5000))}, PeerRefused, "answered 0x0110"
+    ),
     "no reason": ({"status": 409, "body": failed(7).replace(b"[7]", b"[]")}, PeerRefused, "answered 0x0110"),
     "resources": ({"status": 409, "body": failed(0xA700)}, PeerUnavailable, "out of resources (0xA700, HTTP 409)"),
     "409 without a word": ({"status": 409}, PeerRefused, "answers HTTP 409 Conflict"),

@@ -29,6 +29,8 @@ LISTING = [
         "0008103E": {"vr": "LO", "Value": ["t2_sag"]}, "00201209": {"vr": "IS", "Value": [2]},
     }
 ]  # fmt: skip
+# A number of images beyond all numbers.
+ENDLESS = json.dumps(LISTING).replace("[2]", "[1e999]").encode()
 
 
 class Web:
@@ -139,6 +141,7 @@ def test_fewer_images_than_it_said(web: Web, fetched: Callable[..., Fetch], tmp_
         ((200, {}, b'[{"0020000E": 5}]'), "web answers the query with what is no DICOM JSON", "look into its log"),
         ((200, {}, b'{"a": 1}'), "web answers the query with what is no DICOM JSON", "look into its log"),
         ((200, {}, b"[" * 100_000), "web answers the query with what is no DICOM JSON", "look into its log"),
+        ((200, {}, ENDLESS), "web answers the query with what is no DICOM JSON", "look into its log"),
         ((200, {"Content-Encoding": "gzip"}, b"x"), "web encodes its answer", "switch that off there"),
     ],
 )  # fmt: skip

@@ -93,7 +93,7 @@ def answering(status: int, content_type: str, body: bytes) -> Iterator[WebServic
     ("status", "body", "error", "words"),
     [
         (200, b"[]", None, ""), (204, b"", None, ""),
-        (200, json.dumps([{"00080018": {"vr": "UI", "Value": ["1.2.3"]}}]).encode(), None, ""),
+        (200, json.dumps([{"00080018": {"vr": "UI", "Value": ["1.2.3"]}}]).encode(), PeerRefused, "other objects"),
         (404, b"", PeerRefused, "HTTP 404"), (401, b"", PeerRefused, "does not let us in"),
         (302, b"", PeerRefused, "HTTP 302"), (503, b"", PeerUnavailable, "fails"),
         (200, b"<html>", PeerRefused, "no DICOM JSON"), (200, b'[{"x": 1}]', PeerRefused, "no DICOM JSON"),
