@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ _NUMBER = re.compile(r"\d{1,12}")
 _DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _LONG_STRING = 64  # characters of LO (PS3.5 6.2)
-# The last two digits of a result's Series Number.
+# The last digit of a result's Series Number; the two before it are the model's.
 _NUMBERS = {form: number for number, form in enumerate(Form, 1)}
 
 
@@ -101,8 +102,18 @@ class Case:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What the mask follows from: the source series, and the parameters with the digests of model and input."""
-        return self.volume.series_uid, repr({k: v for k, v in self.told.items() if k not in _FOUND})
+        """What the mask and its words follow from: the source series, the parameters with the digests of model and
+        input, and what the manifest says of the model, since several manifests may lie beside one file.
+        """
+        asked = {k: v for k, v in self.told.items() if k not in _FOUND}
+        return self.volume.series_uid, repr(asked), *self._model
+
+    @property
+    def _model(self) -> tuple[str, ...]:
+        """What tells this model from others: its name, version and bytes, what it is shown and what its labels mean."""
+        model = self.manifest
+        shown = (model.channels, model.spacing_mm, model.normalisation)
+        return model.name, model.version, model.digest, repr(shown), repr(model.labels)
 
     @cached_property
     def lesions(self) -> tuple[Lesion, ...]:
@@ -137,10 +148,12 @@ class Case:
     def series_number(self, form: Form) -> int:
         """Return the Series Number of a form's results.
 
-        The source's number leads, so that a PACS lists the result beside it; IS holds 31 bits.
+        The source's number leads, so that a PACS lists the result beside it; two digits derived from the model follow,
+        so that the results of two models are told apart, all but always, by number too. IS holds 31 bits.
         """
         number = int(_matching(_NUMBER, self.sources[0].get("SeriesNumber")) or 0)
-        return number % (2**31 // 100) * 100 + _NUMBERS[form]
+        model = int(hashlib.sha256("\n".join(self._model).encode()).hexdigest(), 16) % 100
+        return number % (2**31 // 1000) * 1000 + model * 10 + _NUMBERS[form]
 
     def series_description(self, recipe: Recipe) -> str:
         """Return what tells this result from others of the series: the words of the settings, model and recipe."""

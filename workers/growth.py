@@ -52,7 +52,10 @@ def in_words(lesion: Lesion, earlier: Earlier) -> str:
     """Return what became of a lesion since an earlier result."""
     before = lesion.before
     if before is None:
-        return f"No lesion of the earlier result{_of(earlier)} was matched with it: that may not cover this place."
+        return (
+            f"No lesion of the earlier result{_of(earlier)} was matched with it: that may not cover this place, "
+            "or it was part of another."
+        )
     change = lesion.volume_ml - before.volume_ml
     return (
         f"In the earlier result{_of(earlier)}: {before.volume_ml:.2f} ml. "

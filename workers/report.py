@@ -19,13 +19,14 @@ from pydicom.sr.coding import Code
 
 from node.forms import Recipe
 from node.records import RESEARCH_NOTICE, derived_uid
+from trt.cases import plain
 from trt.manifest import Label
 from workers import growth
 from workers.case import Case
 from workers.codes import meaning_of
 from workers.heading import begin, image_of, item, refuse_unless
 from workers.lesions import Lesion, frame_ml, is_abnormal
-from workers.segments import Segment
+from workers.segments import SACRUM, Segment
 from workers.writing import translated
 
 _VOLUME = Code("118565006", "SCT", "Volume")
@@ -143,21 +144,29 @@ def _sites(case: Case, segment: Segment, lesion: Lesion | None) -> list[sr.Findi
 
 
 def level_of(case: Case, lesion: Lesion) -> Segment | None:
-    """Return the vertebra that lies nearest to a lesion, if its level is known; None if another one is nearer.
+    """Return the vertebra that a lesion lies in or at, if its level is known.
 
-    Distances are those from the voxel in the middle of the lesion to voxels of vertebrae, in mm.
+    It is the one whose voxels are nearest to the voxel in the middle of the lesion, in mm. None if a vertebra without a
+    name or the sacrum is nearer, or if it is farther away than half of a pitch, the distance to the centre of the next
+    known level: a lesion that has taken a whole vertebra lies between its neighbours, and in neither.
     """
     voxels = np.argwhere(lesion.inside) + [part.start for part in lesion.box]
     steps, mask = case.volume.affine[:3, :3], case.segments.mask
     middle = voxels[np.argmin((((voxels - voxels.mean(axis=0)) @ steps.T) ** 2).sum(axis=1))]
     named = {segment.number: segment for segment in case.segments.listed if segment.level}
     alike = {segment.label for segment in named.values()}
-    vertebrae = [segment.number for segment in case.segments.listed if segment.label in alike]
+    bones = [s.number for s in case.segments.listed if s.label in alike or plain(s.label.name) == SACRUM]
     if not named:
         return None
-    others = np.argwhere(np.isin(mask, vertebrae))
-    nearest = others[np.argmin((((others - middle) @ steps.T) ** 2).sum(axis=1))]
-    return named.get(int(mask[tuple(nearest)]))
+    others = np.argwhere(np.isin(mask, bones))
+    numbers = mask[tuple(others.T)]
+    distances = np.linalg.norm((others - middle) @ steps.T, axis=1)
+    nearest = int(numbers[distances.argmin()])
+    if nearest not in named:
+        return None
+    centres = {number: steps @ others[numbers == number].mean(axis=0) for number in named}  # two or more
+    pitch = min(np.linalg.norm(centres[nearest] - centre) for number, centre in centres.items() if number != nearest)
+    return named[nearest] if distances.min() <= pitch / 2 else None
 
 
 def _images(case: Case, frames: Sequence[int]) -> list[sr.SourceImageForMeasurementGroup]:

@@ -65,10 +65,27 @@ def test_another_model_makes_other_objects_of_the_same_structures(volume, mask, 
     headers = [dcmread(io.BytesIO(one.data), stop_before_pixels=True) for one in objects]
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription"):
         assert len({str(header[keyword].value) for header in headers}) == 6
-    assert [header.SeriesNumber for header in headers] == [301, 302, 303] * 2
-    assert [one.name for one in objects] == ["301.seg.dcm", "302.labelmap.dcm", "303.fractional.dcm"] * 2
+    numbers = [int(header.SeriesNumber) for header in headers]
+    assert len(set(numbers)) == 6
+    assert [(number // 1000, number % 10) for number in numbers] == [(3, 1), (3, 2), (3, 3)] * 2
+    forms = ["seg", "labelmap", "fractional"] * 2
+    assert [one.name for one in objects] == [f"{n}.{form}.dcm" for n, form in zip(numbers, forms, strict=True)]
     assert all("penn-other" in header.SeriesDescription for header in headers[3:])
     assert make_objects(small.case(volume, mask, manifest), EACH_TYPE) == tuple(objects[:3])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"name": "penn-other"}, {"version": "9.9.9"}, {"spacing_mm": (0.4, 0.4)}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_manifests_beside_one_file_are_other_models(volume, mask, manifest, small, changed):
+    other = dataclasses.replace(manifest, **changed)
+    mine, theirs = (small.case(volume, mask, model) for model in (manifest, other))
+    made = [{one.sop_uid for one in make_objects(case, EACH_TYPE)} for case in (mine, theirs)]
+    assert not made[0] & made[1]
+    assert mine.series_number(Form.SR) != theirs.series_number(Form.SR)
+    assert {lesion.tracking_uid for lesion in mine.lesions}.isdisjoint(o.tracking_uid for o in theirs.lesions)
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

@@ -179,6 +179,20 @@ def test_the_level_of_a_lesion_is_that_of_the_vertebra_nearest_to_it(tmp_path):
     assert site.ContentSequence[0].ConceptCodeSequence[0].CodeValue == "11994002"
 
 
+@pytest.mark.parametrize(
+    "lesion",
+    [(slice(2, 5), slice(32, 35), slice(10, 14)), (slice(1, 6), slice(1, 9), slice(3, 25))],
+    ids=["within the sacrum", "a whole vertebra, the third from below"],
+)
+def test_a_lesion_of_no_named_vertebra_has_no_level(tmp_path, lesion):
+    case = with_sacrum(tmp_path)
+    mask = np.where(case.mask == 4, 0, case.mask).astype(np.uint8)
+    mask[lesion] = 4
+    case = dataclasses.replace(case, mask=mask)
+    assert {"L4", "L5"} <= {segment.level for segment in case.segments.listed}
+    assert level_of(case, case.lesions[0]) is None
+
+
 def test_without_names_of_levels_there_is_none(tmp_path):
     case = made.case(tmp_path)
     assert level_of(case, case.lesions[0]) is None
