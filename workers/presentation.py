@@ -91,8 +91,7 @@ def _state(
         graphic_annotations=annotations,
         graphic_layers=layers,
         modality_lut_transformation=hd.ModalityLUTTransformation(rescale[1], rescale[0], "US"),
-        # The voxels of MONOCHROME1 are turned over: their window is not the images'.
-        voi_lut_transformations=None if inverse else [_window(case)],
+        voi_lut_transformations=[_window(case, inverse=inverse)],
         presentation_lut_transformation=hd.PresentationLUTTransformation(presentation_lut_shape=shape),
         specific_character_set=case.sources[0].get("SpecificCharacterSet"),
         manufacturer=equipment(case)["Manufacturer"],
@@ -171,8 +170,12 @@ def _text(words: str, box: tuple[float, float, float, float]) -> hd.pr.TextObjec
     )
 
 
-def _window(case: Case) -> hd.pr.SoftcopyVOILUTTransformation:
-    low, high = np.percentile(case.volume.voxels[:, ::_EVERY, ::_EVERY], WINDOW)
+def _window(case: Case, *, inverse: bool) -> hd.pr.SoftcopyVOILUTTransformation:
+    voxels = case.volume.voxels
+    low, high = np.percentile(voxels[:, ::_EVERY, ::_EVERY], WINDOW)
+    if inverse:  # the voxels of MONOCHROME1 are turned over within their range, the images' values are not
+        ends = float(voxels.min()) + float(voxels.max())
+        low, high = ends - high, ends - low
     return hd.pr.SoftcopyVOILUTTransformation(
         window_center=round(float(low + high) / 2, 3), window_width=round(max(float(high - low), 1.0), 3)
     )

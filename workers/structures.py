@@ -18,7 +18,17 @@ from pydicom.uid import ImplicitVRLittleEndian
 from node.forms import Recipe
 from node.records import RESEARCH_NOTICE
 from workers.case import Case
-from workers.heading import begin, coded, image_of, images_of, item, read_back, references_in, refuse_unless
+from workers.heading import (
+    begin,
+    coded,
+    image_of,
+    images_of,
+    item,
+    read_back,
+    references_in,
+    refuse_unless,
+    unexamined,
+)
 from workers.lesions import frame_ml, is_abnormal
 from workers.outlines import in_mm, keyhole, regions
 from workers.segments import Segment
@@ -85,15 +95,15 @@ def _contours(case: Case, segment: Segment) -> Dataset:
     for frame in np.flatnonzero(case.counts[:, segment.number]).tolist():
         for region in regions(case.segments.mask[frame] == segment.number):
             points = in_mm(keyhole(region), volume.positions[frame], volume.affine)
-            items.append(
-                item(
-                    ContourNumber=len(items) + 1,
-                    ContourImageSequence=[image_of(case, frame)],
-                    ContourGeometricType="CLOSED_PLANAR",
-                    NumberOfContourPoints=len(points),
-                    ContourData=[f"{value:.{_DIGITS}f}" for value in points.ravel() + 0.0],
-                )
+            contour = item(
+                ContourNumber=len(items) + 1,
+                ContourImageSequence=[image_of(case, frame)],
+                ContourGeometricType="CLOSED_PLANAR",
+                NumberOfContourPoints=len(points),
             )
+            decimals = [f"{value:.{_DIGITS}f}" for value in points.ravel().tolist()]
+            contour.add(unexamined("ContourData", decimals))
+            items.append(contour)
     return item(ROIDisplayColor=list(segment.meaning.colour), ContourSequence=items, ReferencedROINumber=segment.number)
 
 
@@ -129,15 +139,17 @@ def check_structure_set(data: bytes, case: Case, recipe: Recipe) -> None:
             for frame, ref in ((frame, image_of(case, frame)) for frame in range(len(mask)))
         }
         areas = np.zeros((len(case.segments.listed) + 1, len(mask)))
-        off = 0.0
+        off, inverse = 0.0, np.linalg.inv(volume.affine[:3, :3]).T
         for roi in dataset.ROIContourSequence:
             for contour in roi.ContourSequence:
                 image = contour.ContourImageSequence[0]
                 key = (str(image.ReferencedSOPInstanceUID), image.get("ReferencedFrameNumber"))
                 frame = places.get(key, -1)
                 refuse_unless(frame >= 0, "a written contour refers to an image that is none of its series")
-                points = np.array(contour.ContourData, np.float64).reshape(-1, 3) - volume.positions[frame]
-                index = points @ np.linalg.inv(volume.affine[:3, :3]).T  # (frames, rows, columns)
+                # As bytes: pydicom makes an object of every number, which takes longer than all else.
+                numbers = [float(number) for number in contour.get_item("ContourData").value.split(b"\\")]
+                points = np.array(numbers).reshape(-1, 3) - volume.positions[frame]
+                index = points @ inverse  # (frames, rows, columns)
                 off = max(off, float(np.abs(index[:, 0]).max()) * volume.spacing[0])
                 areas[int(roi.ReferencedROINumber), frame] += _area(index[:, 1:])
     refuse_unless(notice, "the written structure set does not say that it is for research")
