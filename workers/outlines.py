@@ -46,9 +46,9 @@ def regions(marked: NDArray[np.bool_]) -> Iterator[Region]:
 
 def _corners(middles: Line) -> Line:
     """Return where a line turns that goes through the `middles` (n, 2) of the edges of pixels, one after the other."""
-    following = np.roll(middles, -1, axis=0)
+    following = np.concatenate([middles[1:], middles[:1]])
     between_rows = middles[:, 0] % 1 != 0  # the edge lies between two rows, and runs along them
-    turns = between_rows != np.roll(between_rows, -1)
+    turns = between_rows != (following[:, 0] % 1 != 0)
     rows = np.where(between_rows, middles[:, 0], following[:, 0])
     columns = np.where(between_rows, following[:, 1], middles[:, 1])
     return np.asarray(np.stack([rows, columns], axis=1)[turns])

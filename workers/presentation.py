@@ -19,7 +19,17 @@ from node.forms import Recipe
 from node.records import RESEARCH_NOTICE
 from workers.capture import WINDOW
 from workers.case import Case
-from workers.heading import equip, equipment, image_of, images_of, read_back, references_in, refuse_unless
+from workers.heading import (
+    equip,
+    equipment,
+    image_of,
+    images_of,
+    item,
+    read_back,
+    references_in,
+    refuse_unless,
+    unexamined,
+)
 from workers.outlines import Line, regions
 from workers.segments import Segment
 from workers.writing import translated
@@ -49,7 +59,7 @@ def build_presentation(case: Case, recipe: Recipe, _: object) -> Sequence[Datase
     with translated("presentation state"):
         layers = [
             hd.pr.GraphicLayer(
-                f"SEGMENT_{segment.number}",
+                _layer(segment),
                 order=segment.number,
                 description=segment.words[:64],
                 display_color=hd.color.CIELabColor.from_rgb(*segment.meaning.colour),
@@ -75,8 +85,6 @@ def _state(
             text_objects=[_text(RESEARCH_NOTICE, _NOTICE_BOX)],
         )
     ]
-    for frame in frames:
-        annotations += _drawn(case, frame, layers)
     inverse = case.sources[0].get("PhotometricInterpretation") == "MONOCHROME1"
     shape = hd.PresentationLUTShapeValues.INVERSE if inverse else hd.PresentationLUTShapeValues.IDENTITY
     state = hd.pr.GrayscaleSoftcopyPresentationState(
@@ -106,6 +114,9 @@ def _state(
     if "PresentationPixelAspectRatio" in area:
         del area.PresentationPixelAspectRatio
     area.PresentationPixelSpacing = [DSfloat(value, auto_format=True) for value in case.volume.spacing[1:]]
+    # Not by highdicom, which looks through the whole standard for each of hundreds of items.
+    for frame in frames:
+        state.GraphicAnnotationSequence.extend(_drawn(case, frame))
     equip(state, case, recipe)
     for keyword in ("ContentDate", "ContentTime"):  # of no module here
         delattr(state, keyword)
@@ -117,23 +128,24 @@ def _numbers(case: Case, frames: Sequence[int]) -> list[int] | None:
     return [case.volume.frame_numbers[frame] for frame in frames] if case.volume.frame_numbers else None
 
 
-def _drawn(case: Case, frame: int, layers: list[hd.pr.GraphicLayer]) -> list[hd.pr.GraphicAnnotation]:
-    image = case.sources[0] if case.volume.frame_numbers else case.sources[frame]
+def _drawn(case: Case, frame: int) -> list[Dataset]:
     plane = case.segments.mask[frame]
-    annotations: list[hd.pr.GraphicAnnotation] = []
+    annotations: list[Dataset] = []
     for segment in case.segments.listed:
         if case.counts[frame, segment.number]:
-            marked = plane == segment.number
             annotations.append(
-                hd.pr.GraphicAnnotation(
-                    referenced_images=[image],
-                    referenced_frame_number=_numbers(case, [frame]),
-                    graphic_layer=layers[segment.number - 1],
-                    graphic_objects=[_graphic(piece, segment) for piece in _pieces(marked)],
-                    text_objects=[_name(segment, len(annotations))],
+                item(
+                    ReferencedImageSequence=[image_of(case, frame)],
+                    GraphicLayer=_layer(segment),
+                    GraphicObjectSequence=[_graphic(piece, segment) for piece in _pieces(plane == segment.number)],
+                    TextObjectSequence=[_name(segment, len(annotations))],
                 )
             )
     return annotations
+
+
+def _layer(segment: Segment) -> str:
+    return f"SEGMENT_{segment.number}"
 
 
 def _pieces(marked: NDArray[np.bool_]) -> list[Line]:
@@ -146,14 +158,18 @@ def _pieces(marked: NDArray[np.bool_]) -> list[Line]:
     return pieces
 
 
-def _graphic(piece: Line, segment: Segment) -> hd.pr.GraphicObject:
-    return hd.pr.GraphicObject(
-        graphic_type=hd.pr.GraphicTypeValues.POLYLINE,
-        graphic_data=piece,
-        units=hd.pr.AnnotationUnitsValues.PIXEL,
-        tracking_id=segment.words,
-        tracking_uid=segment.tracking_uid,
+def _graphic(piece: Line, segment: Segment) -> Dataset:
+    graphic = item(
+        GraphicAnnotationUnits="PIXEL",
+        GraphicDimensions=2,
+        NumberOfGraphicPoints=len(piece),
+        GraphicType="POLYLINE",
+        GraphicFilled="N",
+        TrackingID=segment.words,
+        TrackingUID=segment.tracking_uid,
     )
+    graphic.add(unexamined("GraphicData", piece.ravel().tolist()))
+    return graphic
 
 
 def _name(segment: Segment, line: int) -> hd.pr.TextObject:
