@@ -30,7 +30,7 @@ from workers.heading import (
     refuse_unless,
     unexamined,
 )
-from workers.outlines import Line, regions
+from workers.outlines import Line, hold, moments, regions
 from workers.segments import Segment
 from workers.writing import translated
 
@@ -62,7 +62,7 @@ def build_presentation(case: Case, recipe: Recipe, _: object) -> Sequence[Datase
                 _layer(segment),
                 order=segment.number,
                 description=segment.words[:64],
-                display_color=hd.color.CIELabColor.from_rgb(*segment.meaning.colour),
+                display_color=_colour(segment),
             )
             for segment in segments
         ]
@@ -144,6 +144,10 @@ def _drawn(case: Case, frame: int) -> list[Dataset]:
     return annotations
 
 
+def _colour(segment: Segment) -> hd.color.CIELabColor:
+    return hd.color.CIELabColor.from_rgb(*segment.meaning.colour)
+
+
 def _layer(segment: Segment) -> str:
     return f"SEGMENT_{segment.number}"
 
@@ -203,7 +207,7 @@ def check_presentation(data: bytes, case: Case, recipe: Recipe) -> None:
     Raises
     ------
     InvalidResult
-        Patient, study, references, notice or outlines are not those of the case.
+        Patient, study, references, notice, colours or outlines are not those of the case.
     """
     state = read_back(data, case, recipe, "presentation state")
     with translated("presentation state"):
@@ -215,8 +219,9 @@ def check_presentation(data: bytes, case: Case, recipe: Recipe) -> None:
         known = {_key(image_of(case, frame)): frame for frame in frames}
         whole = {_key(image) for image in images_of(case)}
         named = {uid for uid, _ in references_in([series])}
+        colours = [list(layer.GraphicLayerRecommendedDisplayCIELabValue) for layer in state.GraphicLayerSequence[:-1]]
         notice = False
-        areas = np.zeros((len(case.segments.listed) + 1, len(case.mask)))
+        found = np.zeros((len(case.mask), len(case.segments.listed) + 1, 3))
         for annotation in state.GraphicAnnotationSequence:
             layer = str(annotation.GraphicLayer)
             if layer == "NOTICE":
@@ -226,19 +231,20 @@ def check_presentation(data: bytes, case: Case, recipe: Recipe) -> None:
             refuse_unless(_key(image) in known, "a written outline lies on an image that is not of its series")
             number = int(layer.rpartition("_")[2])
             for line in _joined(annotation.GraphicObjectSequence):
-                areas[number, known[_key(image)]] += _signed(line)
+                found[known[_key(image)], number] += moments(line[:-1, ::-1] - 0.5)
+    refuse_unless(
+        colours == [list(_colour(segment).value) for segment in case.segments.listed],
+        "the layers of the written presentation state have other colours than the segments",
+    )
     refuse_unless(notice, "the written presentation state does not say that it is for research")
     refuse_unless(
         str(series.SeriesInstanceUID) == case.volume.series_uid
         and named == {uid for uid, _ in (known if not case.volume.frame_numbers else whole)},
         "the written presentation state does not refer to the images of its series",
     )
-    for segment in case.segments.listed:
-        pixels = case.counts[frames, segment.number]
-        refuse_unless(
-            bool(np.abs(np.abs(areas[segment.number, frames]) - pixels).max() < 0.5),
-            "the written outlines do not hold what the mask holds",
-        )
+    refuse_unless(
+        hold(found[frames], case.segments.mask[frames]), "the written outlines do not hold what the mask holds"
+    )
 
 
 def _key(image: Dataset) -> tuple[str, int | None]:
@@ -256,8 +262,3 @@ def _joined(objects: Sequence[Dataset]) -> list[Line]:
         else:
             lines.append(points)
     return lines
-
-
-def _signed(line: Line) -> float:
-    columns, rows = line[:, 0], line[:, 1]
-    return float(columns[:-1] @ rows[1:] - rows[:-1] @ columns[1:]) / 2

@@ -168,6 +168,16 @@ def _other_image(ds):
     ds.GraphicAnnotationSequence[1].ReferencedImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
 
 
+def _moved(ds):
+    for annotation in ds.GraphicAnnotationSequence[1:]:
+        for graphic in annotation.GraphicObjectSequence:
+            graphic.GraphicData = [value + 1 for value in graphic.GraphicData]
+
+
+def _other_colour(ds):
+    ds.GraphicLayerSequence[0].GraphicLayerRecommendedDisplayCIELabValue = [1, 2, 3]
+
+
 def _outline_lost(ds):
     del ds.GraphicAnnotationSequence[2]
 
@@ -181,7 +191,17 @@ def _other_series(ds):
 
 
 @pytest.mark.parametrize(
-    "damage", [_other_patient, _no_notice, _other_image, _outline_lost, _image_missing, _other_series]
+    "damage",
+    [
+        _other_patient,
+        _no_notice,
+        _other_image,
+        _moved,
+        _other_colour,
+        _outline_lost,
+        _image_missing,
+        _other_series,
+    ],
 )
 def test_the_gate_catches(damage, tmp_path):
     case = made.case(tmp_path)
