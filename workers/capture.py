@@ -254,11 +254,13 @@ def _check_colours(plane: Picture, case: Case, frame: int, scale: int) -> None:
     mask = case.segments.mask[frame]
     area = plane[: len(mask) * scale, : mask.shape[1] * scale]
     coloured = (area[..., 0] != area[..., 1]) | (area[..., 1] != area[..., 2])
-    blocks = coloured
-    if scale > 1:
-        blocks = coloured.reshape(len(mask), scale, mask.shape[1], scale).any(axis=(1, 3))
-    refuse_unless(not (blocks & (mask == 0)).any(), "a written picture has colour where the mask is empty")
+    rows, columns = np.nonzero(coloured)
+    numbers = mask[rows // scale, columns // scale]
+    refuse_unless(bool(numbers.all()), "a written picture has colour where the mask is empty")
+    colours = np.array([(0, 0, 0), *(segment.meaning.colour for segment in case.segments.listed)])
+    same = bool((area[rows, columns] == colours[numbers]).all())
+    refuse_unless(same, "a written picture shows a segment in another colour than its own")
     grey = {segment.number for segment in case.segments.listed if len(set(segment.meaning.colour)) == 1}
-    shown = set(np.flatnonzero(np.bincount(mask[blocks])).tolist())
+    shown = set(np.unique(numbers).tolist())
     held = set(np.flatnonzero(case.counts[frame]).tolist())
     refuse_unless(held - {0} - grey <= shown, "a written picture does not show a segment of its slice")

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom import DataElement, Dataset, FileMetaDataset, dcmread
+from pydicom.datadict import dictionary_VR
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -101,6 +102,11 @@ def item(**values: Any) -> Dataset:
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
     return dataset
+
+
+def unexamined(keyword: str, values: list[Any]) -> DataElement:
+    """Return an element of many values that are as they are to be written; pydicom would look at each, and slowly."""
+    return DataElement(keyword, dictionary_VR(keyword), values, already_converted=True)
 
 
 def coded(code: tuple[str, str, str]) -> Dataset:

@@ -46,9 +46,9 @@ def regions(marked: NDArray[np.bool_]) -> Iterator[Region]:
 
 def _corners(middles: Line) -> Line:
     """Return where a line turns that goes through the `middles` (n, 2) of the edges of pixels, one after the other."""
-    following = np.roll(middles, -1, axis=0)
+    following = np.concatenate([middles[1:], middles[:1]])
     between_rows = middles[:, 0] % 1 != 0  # the edge lies between two rows, and runs along them
-    turns = between_rows != np.roll(between_rows, -1)
+    turns = between_rows != (following[:, 0] % 1 != 0)
     rows = np.where(between_rows, middles[:, 0], following[:, 0])
     columns = np.where(between_rows, following[:, 1], middles[:, 1])
     return np.asarray(np.stack([rows, columns], axis=1)[turns])
@@ -80,3 +80,36 @@ def _nearest(line: Line, hole: Line) -> tuple[float, int, int]:
 def in_mm(line: Line, position: Sequence[float] | Line, affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return corners (n, 3) mm in LPS; `position` is that of the slice's first pixel, `affine` the volume's."""
     return np.asarray(np.asarray(position) + line @ affine[:3, 1:3].T)
+
+
+def moments(line: Line) -> NDArray[np.float64]:
+    """Return (3,): a closed line's area in pixels, and that times row and column of its centre.
+
+    All have the other sign where it runs the other way, so that the sum over a region's lines is the region's.
+    """
+    following = np.concatenate([line[1:], line[:1]])
+    crossed = line[:, 0] * following[:, 1] - following[:, 0] * line[:, 1]
+    return np.array([crossed.sum() / 2, *(crossed @ (line + following) / 6)])
+
+
+def hold(found: NDArray[np.float64], mask: NDArray[np.uint8]) -> bool:
+    """Return whether `found` (frames, numbers, 3), sums of `moments`, are those of the pixels of a `mask`.
+
+    The mask (frames, rows, columns) is of segment numbers. Area and centre tell lines that lie elsewhere or on another
+    slice, that are turned over, or of another segment; a tenth of a pixel is left for decimal places of a mm.
+    """
+    numbers = found.shape[1]
+    for plane, sums in zip(mask, found, strict=True):
+        rows, columns = np.divmod(np.flatnonzero(plane != 0), plane.shape[1])  # much faster than of numbers at once
+        values = plane[rows, columns]
+        pixels, *middles = (np.bincount(values, weights, numbers) for weights in (None, rows, columns))
+        if np.abs(np.abs(sums[:, 0]) - pixels).max() > _OFF_AREA:
+            return False
+        shown = pixels > 0
+        centres = sums[shown, 1:] / sums[shown, :1]
+        if (np.abs(centres - np.stack(middles, axis=1)[shown] / pixels[shown, None]) > _OFF_PIXELS).any():
+            return False
+    return True
+
+
+_OFF_AREA, _OFF_PIXELS = 0.5, 0.1  # pixels

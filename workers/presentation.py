@@ -19,8 +19,18 @@ from node.forms import Recipe
 from node.records import RESEARCH_NOTICE
 from workers.capture import WINDOW
 from workers.case import Case
-from workers.heading import equip, equipment, image_of, images_of, read_back, references_in, refuse_unless
-from workers.outlines import Line, regions
+from workers.heading import (
+    equip,
+    equipment,
+    image_of,
+    images_of,
+    item,
+    read_back,
+    references_in,
+    refuse_unless,
+    unexamined,
+)
+from workers.outlines import Line, hold, moments, regions
 from workers.segments import Segment
 from workers.writing import translated
 
@@ -49,10 +59,10 @@ def build_presentation(case: Case, recipe: Recipe, _: object) -> Sequence[Datase
     with translated("presentation state"):
         layers = [
             hd.pr.GraphicLayer(
-                f"SEGMENT_{segment.number}",
+                _layer(segment),
                 order=segment.number,
                 description=segment.words[:64],
-                display_color=hd.color.CIELabColor.from_rgb(*segment.meaning.colour),
+                display_color=_colour(segment),
             )
             for segment in segments
         ]
@@ -75,8 +85,6 @@ def _state(
             text_objects=[_text(RESEARCH_NOTICE, _NOTICE_BOX)],
         )
     ]
-    for frame in frames:
-        annotations += _drawn(case, frame, layers)
     inverse = case.sources[0].get("PhotometricInterpretation") == "MONOCHROME1"
     shape = hd.PresentationLUTShapeValues.INVERSE if inverse else hd.PresentationLUTShapeValues.IDENTITY
     state = hd.pr.GrayscaleSoftcopyPresentationState(
@@ -91,8 +99,7 @@ def _state(
         graphic_annotations=annotations,
         graphic_layers=layers,
         modality_lut_transformation=hd.ModalityLUTTransformation(rescale[1], rescale[0], "US"),
-        # The voxels of MONOCHROME1 are turned over: their window is not the images'.
-        voi_lut_transformations=None if inverse else [_window(case)],
+        voi_lut_transformations=[_window(case, inverse=inverse)],
         presentation_lut_transformation=hd.PresentationLUTTransformation(presentation_lut_shape=shape),
         specific_character_set=case.sources[0].get("SpecificCharacterSet"),
         manufacturer=equipment(case)["Manufacturer"],
@@ -107,6 +114,9 @@ def _state(
     if "PresentationPixelAspectRatio" in area:
         del area.PresentationPixelAspectRatio
     area.PresentationPixelSpacing = [DSfloat(value, auto_format=True) for value in case.volume.spacing[1:]]
+    # Not by highdicom, which looks through the whole standard for each of hundreds of items.
+    for frame in frames:
+        state.GraphicAnnotationSequence.extend(_drawn(case, frame))
     equip(state, case, recipe)
     for keyword in ("ContentDate", "ContentTime"):  # of no module here
         delattr(state, keyword)
@@ -118,23 +128,28 @@ def _numbers(case: Case, frames: Sequence[int]) -> list[int] | None:
     return [case.volume.frame_numbers[frame] for frame in frames] if case.volume.frame_numbers else None
 
 
-def _drawn(case: Case, frame: int, layers: list[hd.pr.GraphicLayer]) -> list[hd.pr.GraphicAnnotation]:
-    image = case.sources[0] if case.volume.frame_numbers else case.sources[frame]
+def _drawn(case: Case, frame: int) -> list[Dataset]:
     plane = case.segments.mask[frame]
-    annotations: list[hd.pr.GraphicAnnotation] = []
+    annotations: list[Dataset] = []
     for segment in case.segments.listed:
         if case.counts[frame, segment.number]:
-            marked = plane == segment.number
             annotations.append(
-                hd.pr.GraphicAnnotation(
-                    referenced_images=[image],
-                    referenced_frame_number=_numbers(case, [frame]),
-                    graphic_layer=layers[segment.number - 1],
-                    graphic_objects=[_graphic(piece, segment) for piece in _pieces(marked)],
-                    text_objects=[_name(segment, len(annotations))],
+                item(
+                    ReferencedImageSequence=[image_of(case, frame)],
+                    GraphicLayer=_layer(segment),
+                    GraphicObjectSequence=[_graphic(piece, segment) for piece in _pieces(plane == segment.number)],
+                    TextObjectSequence=[_name(segment, len(annotations))],
                 )
             )
     return annotations
+
+
+def _colour(segment: Segment) -> hd.color.CIELabColor:
+    return hd.color.CIELabColor.from_rgb(*segment.meaning.colour)
+
+
+def _layer(segment: Segment) -> str:
+    return f"SEGMENT_{segment.number}"
 
 
 def _pieces(marked: NDArray[np.bool_]) -> list[Line]:
@@ -147,14 +162,18 @@ def _pieces(marked: NDArray[np.bool_]) -> list[Line]:
     return pieces
 
 
-def _graphic(piece: Line, segment: Segment) -> hd.pr.GraphicObject:
-    return hd.pr.GraphicObject(
-        graphic_type=hd.pr.GraphicTypeValues.POLYLINE,
-        graphic_data=piece,
-        units=hd.pr.AnnotationUnitsValues.PIXEL,
-        tracking_id=segment.words,
-        tracking_uid=segment.tracking_uid,
+def _graphic(piece: Line, segment: Segment) -> Dataset:
+    graphic = item(
+        GraphicAnnotationUnits="PIXEL",
+        GraphicDimensions=2,
+        NumberOfGraphicPoints=len(piece),
+        GraphicType="POLYLINE",
+        GraphicFilled="N",
+        TrackingID=segment.words,
+        TrackingUID=segment.tracking_uid,
     )
+    graphic.add(unexamined("GraphicData", piece.ravel().tolist()))
+    return graphic
 
 
 def _name(segment: Segment, line: int) -> hd.pr.TextObject:
@@ -171,8 +190,12 @@ def _text(words: str, box: tuple[float, float, float, float]) -> hd.pr.TextObjec
     )
 
 
-def _window(case: Case) -> hd.pr.SoftcopyVOILUTTransformation:
-    low, high = np.percentile(case.volume.voxels[:, ::_EVERY, ::_EVERY], WINDOW)
+def _window(case: Case, *, inverse: bool) -> hd.pr.SoftcopyVOILUTTransformation:
+    voxels = case.volume.voxels
+    low, high = np.percentile(voxels[:, ::_EVERY, ::_EVERY], WINDOW)
+    if inverse:  # the voxels of MONOCHROME1 are turned over within their range, the images' values are not
+        ends = float(voxels.min()) + float(voxels.max())
+        low, high = ends - high, ends - low
     return hd.pr.SoftcopyVOILUTTransformation(
         window_center=round(float(low + high) / 2, 3), window_width=round(max(float(high - low), 1.0), 3)
     )
@@ -184,7 +207,7 @@ def check_presentation(data: bytes, case: Case, recipe: Recipe) -> None:
     Raises
     ------
     InvalidResult
-        Patient, study, references, notice or outlines are not those of the case.
+        Patient, study, references, notice, colours or outlines are not those of the case.
     """
     state = read_back(data, case, recipe, "presentation state")
     with translated("presentation state"):
@@ -196,8 +219,9 @@ def check_presentation(data: bytes, case: Case, recipe: Recipe) -> None:
         known = {_key(image_of(case, frame)): frame for frame in frames}
         whole = {_key(image) for image in images_of(case)}
         named = {uid for uid, _ in references_in([series])}
+        colours = [list(layer.GraphicLayerRecommendedDisplayCIELabValue) for layer in state.GraphicLayerSequence[:-1]]
         notice = False
-        areas = np.zeros((len(case.segments.listed) + 1, len(case.mask)))
+        found = np.zeros((len(case.mask), len(case.segments.listed) + 1, 3))
         for annotation in state.GraphicAnnotationSequence:
             layer = str(annotation.GraphicLayer)
             if layer == "NOTICE":
@@ -207,19 +231,20 @@ def check_presentation(data: bytes, case: Case, recipe: Recipe) -> None:
             refuse_unless(_key(image) in known, "a written outline lies on an image that is not of its series")
             number = int(layer.rpartition("_")[2])
             for line in _joined(annotation.GraphicObjectSequence):
-                areas[number, known[_key(image)]] += _signed(line)
+                found[known[_key(image)], number] += moments(line[:-1, ::-1] - 0.5)
+    refuse_unless(
+        colours == [list(_colour(segment).value) for segment in case.segments.listed],
+        "the layers of the written presentation state have other colours than the segments",
+    )
     refuse_unless(notice, "the written presentation state does not say that it is for research")
     refuse_unless(
         str(series.SeriesInstanceUID) == case.volume.series_uid
         and named == {uid for uid, _ in (known if not case.volume.frame_numbers else whole)},
         "the written presentation state does not refer to the images of its series",
     )
-    for segment in case.segments.listed:
-        pixels = case.counts[frames, segment.number]
-        refuse_unless(
-            bool(np.abs(np.abs(areas[segment.number, frames]) - pixels).max() < 0.5),
-            "the written outlines do not hold what the mask holds",
-        )
+    refuse_unless(
+        hold(found[frames], case.segments.mask[frames]), "the written outlines do not hold what the mask holds"
+    )
 
 
 def _key(image: Dataset) -> tuple[str, int | None]:
@@ -237,8 +262,3 @@ def _joined(objects: Sequence[Dataset]) -> list[Line]:
         else:
             lines.append(points)
     return lines
-
-
-def _signed(line: Line) -> float:
-    columns, rows = line[:, 0], line[:, 1]
-    return float(columns[:-1] @ rows[1:] - rows[:-1] @ columns[1:]) / 2

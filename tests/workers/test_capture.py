@@ -156,6 +156,13 @@ def _colour_outside(ds):
     ds.PixelData = pixels.tobytes()
 
 
+def _other_colour(ds):
+    pixels = np.array(ds.pixel_array).reshape(-1, ds.Rows, ds.Columns, 3)
+    coloured = (pixels[..., 0] != pixels[..., 1]) & (np.arange(ds.Rows)[:, None] < ds.Rows // 2)
+    pixels[coloured] = (0, 255, 0)
+    ds.PixelData = pixels.tobytes()
+
+
 def _contours_lost(ds):
     pixels = np.array(ds.pixel_array).reshape(-1, ds.Rows, ds.Columns, 3)
     pixels[...] = pixels[..., :1]
@@ -165,7 +172,16 @@ def _contours_lost(ds):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "damage",
-    [_other_patient, _other_slice, _elsewhere, _no_notice, _no_annotation, _colour_outside, _contours_lost],
+    [
+        _other_patient,
+        _other_slice,
+        _elsewhere,
+        _no_notice,
+        _no_annotation,
+        _colour_outside,
+        _other_colour,
+        _contours_lost,
+    ],
 )
 def test_the_gate_catches(damage, form, tmp_path):
     case = made.case(tmp_path)

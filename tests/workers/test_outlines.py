@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.workers.made import inside
-from workers.outlines import keyhole, regions
+from workers.outlines import hold, keyhole, moments, regions
 
 
 def area(line):
@@ -71,3 +71,23 @@ def test_holes_in_a_row_are_all_reached():
     (region,) = regions(marked)
     assert len(region.holes) == 10
     assert np.array_equal(inside(keyhole(region), marked.shape), marked)
+
+
+def test_area_and_centre_tell_a_mask_from_others_of_its_size():
+    mask = np.zeros((2, 12, 9), np.uint8)
+    mask[0, 1:5, 2:7] = 1
+    mask[0, 2, 3] = mask[0, 0, 0] = 2
+    mask[1, 6:9, 1:8] = 3
+
+    def found(numbers):
+        sums = np.zeros((2, 4, 3))
+        for frame in range(2):
+            for number in range(1, 4):
+                for region in regions(numbers[frame] == number):
+                    sums[frame, number] += sum(moments(line) for line in (region.outer, *region.holes))
+        return sums
+
+    assert hold(found(mask), mask)
+    assert hold(-found(mask), mask)  # whichever way lines run
+    for other in (mask[::-1], np.roll(mask, 1, axis=1), mask[:, :, ::-1], np.where(mask == 2, 3, mask)):
+        assert not hold(found(other), mask)

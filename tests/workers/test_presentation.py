@@ -12,9 +12,13 @@ from pydicom import dcmread
 from node.errors import InvalidResult
 from node.forms import Form, Recipe
 from node.records import RESEARCH_NOTICE
+from node.settings import Seg
 from tests.workers import made
 from workers import presentation
+from workers.case import Case
 from workers.presentation import build_presentation, check_presentation
+from workers.series import write_series
+from workers.volume import read_series
 from workers.writing import write
 
 RECIPE = Recipe(Form.GSPS)
@@ -95,15 +99,26 @@ def test_stored_values_come_to_those_of_the_window_by_the_rescale_of_the_images(
     assert float(voi.WindowWidth) == pytest.approx(high - low, rel=0.05)
 
 
-def test_images_whose_least_value_is_white_are_shown_so(tmp_path, dciodvfy):
-    case = made.case(tmp_path)
-    for source in case.volume.sources:
+@pytest.mark.parametrize("window", [(500, 900), ([40, -10], [400, 80]), (40, 0), (None, None), ([1, 2], 400)])
+def test_images_whose_least_value_is_white_are_shown_so_whatever_window_they_have(tmp_path, dciodvfy, window):
+    paths = write_series(tmp_path / "series", made.image(), made.SPACING)
+    stored = []
+    for path in paths:
+        source = dcmread(path)
         source.PhotometricInterpretation = "MONOCHROME1"
+        source.WindowCenter, source.WindowWidth = window
+        stored.append(source.pixel_array)
+        source.save_as(path)
+    volume = read_series(paths)
+    case = Case(volume, made.placed(made.anatomy(), volume, "sagittal"), made.manifest(), made.ENGINE, "ab" * 32, Seg())
     (data,) = built(case)
     check_presentation(data, case, RECIPE)
-    state, source = dcmread(io.BytesIO(data)), case.volume.sources[0]
+    state = dcmread(io.BytesIO(data))
     assert state.PresentationLUTShape == "INVERSE"
-    assert float(state.SoftcopyVOILUTSequence[0].WindowCenter) == float(source.WindowCenter)
+    (voi,) = state.SoftcopyVOILUTSequence
+    low, high = np.percentile(stored, (0.3, 99))  # what is black is the greatest value
+    assert float(voi.WindowCenter) == pytest.approx((low + high) / 2, rel=0.05)
+    assert float(voi.WindowWidth) == pytest.approx(high - low, rel=0.05)
     path = tmp_path / "state.dcm"
     path.write_bytes(data)
     assert [line for line in dciodvfy(path) if line.startswith("Error")] == []
@@ -153,6 +168,16 @@ def _other_image(ds):
     ds.GraphicAnnotationSequence[1].ReferencedImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
 
 
+def _moved(ds):
+    for annotation in ds.GraphicAnnotationSequence[1:]:
+        for graphic in annotation.GraphicObjectSequence:
+            graphic.GraphicData = [value + 1 for value in graphic.GraphicData]
+
+
+def _other_colour(ds):
+    ds.GraphicLayerSequence[0].GraphicLayerRecommendedDisplayCIELabValue = [1, 2, 3]
+
+
 def _outline_lost(ds):
     del ds.GraphicAnnotationSequence[2]
 
@@ -166,7 +191,17 @@ def _other_series(ds):
 
 
 @pytest.mark.parametrize(
-    "damage", [_other_patient, _no_notice, _other_image, _outline_lost, _image_missing, _other_series]
+    "damage",
+    [
+        _other_patient,
+        _no_notice,
+        _other_image,
+        _moved,
+        _other_colour,
+        _outline_lost,
+        _image_missing,
+        _other_series,
+    ],
 )
 def test_the_gate_catches(damage, tmp_path):
     case = made.case(tmp_path)

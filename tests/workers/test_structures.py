@@ -85,6 +85,17 @@ def _moved(ds):
     contour.ContourData = [float(v) + 5 for v in contour.ContourData]
 
 
+def _moved_in_its_plane(ds):
+    for roi in ds.ROIContourSequence:
+        for contour in roi.ContourSequence:
+            moved = np.add(np.array(contour.ContourData, float).reshape(-1, 3), (0, 0.5, 0))
+            contour.ContourData = [f"{value:.4f}" for value in moved.ravel()]
+
+
+def _other_colour(ds):
+    ds.ROIContourSequence[0].ROIDisplayColor = [1, 2, 3]
+
+
 def _smaller(ds):
     del ds.ROIContourSequence[1].ContourSequence[0]
 
@@ -115,6 +126,8 @@ def _image_missing(ds):
     [
         _other_patient,
         _moved,
+        _moved_in_its_plane,
+        _other_colour,
         _smaller,
         _other_image,
         _other_frame_of_reference,
