@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN = 8  # pixels
-TEXT, NOTICE = 14, 15  # pixels, sizes of the letters
-_LINE = 22
-_SWATCH = 12
-_GAP = 18
+# Pixels, of a picture up to _WIDTH wide; wider ones are shown smaller, and have all of it larger.
+MARGIN = 8
+TEXT, NOTICE = 14, 15  # sizes of the letters
+_LINE, _SWATCH, _GAP = 22, 12, 18
+_WIDTH = 768
 _PAPER, _INK, _WARNING = (16, 18, 22), (232, 234, 238), (255, 196, 60)
 
 
@@ -27,28 +27,31 @@ class Entry:
 
 def draw_band(entries: Sequence[Entry], notice: str, width: int) -> NDArray[np.uint8]:
     """Return a band (rows, `width`, RGB) uint8: `notice` first, then one swatch with its words per entry, in lines."""
-    font, notices = ImageFont.load_default(TEXT), ImageFont.load_default(NOTICE)
+    unit = max(1.0, width / _WIDTH)
+    margin, line_height, swatch, gap = (round(unit * length) for length in (MARGIN, _LINE, _SWATCH, _GAP))
+    font, notices = ImageFont.load_default(unit * TEXT), ImageFont.load_default(unit * NOTICE)
     lines: list[list[tuple[int, Entry]]] = [[]]
-    x = MARGIN
+    x = margin
     for entry in entries:
-        length = _SWATCH + 6 + round(font.getlength(entry.words))
-        if x > MARGIN and x + length > width - MARGIN:
+        length = swatch + swatch // 2 + round(font.getlength(entry.words))
+        if x > margin and x + length > width - margin:
             lines.append([])
-            x = MARGIN
+            x = margin
         lines[-1].append((x, entry))
-        x += length + _GAP
-    notice_lines = _wrapped(notice, notices, width - 2 * MARGIN)
-    picture = Image.new("RGB", (width, MARGIN + _LINE * (len(notice_lines) + len(lines))), _PAPER)
+        x += length + gap
+    notice_lines = _wrapped(notice, notices, width - 2 * margin)
+    picture = Image.new("RGB", (width, margin + line_height * (len(notice_lines) + len(lines))), _PAPER)
     pen = ImageDraw.Draw(picture)
-    y = MARGIN // 2
+    y = margin // 2
     for text in notice_lines:
-        pen.text((MARGIN, y), text, _WARNING, font=notices)
-        y += _LINE
+        pen.text((margin, y), text, _WARNING, font=notices)
+        y += line_height
     for line in lines:
         for left, entry in line:
-            pen.rectangle((left, y + 3, left + _SWATCH, y + 3 + _SWATCH), fill=entry.colour)
-            pen.text((left + _SWATCH + 6, y), entry.words, _INK, font=font)
-        y += _LINE
+            top = y + swatch // 4
+            pen.rectangle((left, top, left + swatch, top + swatch), fill=entry.colour)
+            pen.text((left + swatch + swatch // 2, y), entry.words, _INK, font=font)
+        y += line_height
     return np.asarray(picture)
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from node.errors import InvalidResult
 from node.records import RESEARCH_NOTICE
 from workers.grid import to_canonical, turn
+from workers.legend import Entry, draw_band
 from workers.readback import Segment, read_segmentation
 from workers.volume import Volume
 from workers.whole import write_whole
@@ -26,8 +27,9 @@ MAX_WIDTH = 1280  # of a slice, for fields of view that are wide and flat
 WINDOW = (1.0, 99.7)  # percentiles of the series shown as black and white
 SHOWN = (0.25, 0.5, 0.75)  # which of the slices that hold a segment
 FILL, LINE = 0.32, 2  # opacity of the area, pixels of the contour
-MARGIN, BAND = 12, 76
-_PAPER, _INK, _QUIET = (16, 18, 22), (232, 234, 238), (150, 156, 166)
+MARGIN = 12
+LEAST_WIDTH = 512  # of the picture: what the notice needs
+_PAPER, _INK = (16, 18, 22), (232, 234, 238)
 
 Plane = NDArray[np.uint8]
 
@@ -65,13 +67,15 @@ def compose(volume: Volume, mask: NDArray[np.uint8], segments: Sequence[Segment]
         z = int(covered[round(share * (len(covered) - 1))])
         grey = np.clip((canonical.voxels[z] - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
         panels.append((_panel(grey, turned[z], segments, size), f"slice {z + 1} of {len(turned)}"))
-    picture = Image.new("RGB", (3 * size[0] + 4 * MARGIN, size[1] + 2 * MARGIN + BAND), _PAPER)
+    width = max(LEAST_WIDTH, 3 * size[0] + 4 * MARGIN)
+    band = draw_band([Entry(segment.label, segment.colour) for segment in segments], RESEARCH_NOTICE, width)
+    picture = Image.new("RGB", (width, size[1] + 2 * MARGIN + len(band)), _PAPER)
     pen = ImageDraw.Draw(picture)
     for index, (panel, caption) in enumerate(panels):
         corner = (MARGIN + index * (size[0] + MARGIN), MARGIN)
         picture.paste(panel, corner)
         pen.text((corner[0] + 8, corner[1] + 6), caption, _INK, font=_font(15), stroke_width=2, stroke_fill=_PAPER)
-    _legend(pen, segments, top=size[1] + 2 * MARGIN)
+    picture.paste(Image.fromarray(band), (0, size[1] + 2 * MARGIN))
     return picture
 
 
@@ -101,15 +105,6 @@ def _eroded(inside: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
         edge = np.pad(inside, 1)
         inside = inside & edge[:-2, 1:-1] & edge[2:, 1:-1] & edge[1:-1, :-2] & edge[1:-1, 2:]
     return inside
-
-
-def _legend(pen: ImageDraw.ImageDraw, segments: Sequence[Segment], top: int) -> None:
-    x, font = MARGIN + 2, _font(19)
-    for segment in segments:
-        pen.rounded_rectangle((x, top + 4, x + 18, top + 22), 4, fill=segment.colour)
-        pen.text((x + 27, top), segment.label, _INK, font=font)
-        x += 27 + round(pen.textlength(segment.label, font=font)) + 30
-    pen.text((MARGIN + 2, top + 36), RESEARCH_NOTICE, _QUIET, font=_font(17))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
