@@ -120,7 +120,7 @@ def _single(case: Case, recipe: Recipe, shared: Dataset, pictures: Pictures, fra
     dataset.SourceImageSequence = derived_from([image_of(case, frame)])
     dataset.ImagePositionPatient = _decimals(pictures.first_pixel(frame))
     dataset.ImageOrientationPatient = _orientation(case)
-    dataset.SliceThickness = _decimals([case.volume.spacing[0]])[0]
+    dataset.SliceThickness = _thickness(case, frame)
     dataset.PixelSpacing = _spacing(case, pictures)
     _add_pixels(dataset, pictures.size, [pictures.draw(frame)])
     return dataset
@@ -138,8 +138,11 @@ def _multiframe(case: Case, recipe: Recipe, pictures: Pictures, frames: Iterable
             DimensionDescriptionLabel="Position",
         )
     ]
-    thickness = _decimals([case.volume.spacing[0]])[0]
-    measures = item(PixelSpacing=_spacing(case, pictures), SliceThickness=thickness, SpacingBetweenSlices=thickness)
+    measures = item(
+        PixelSpacing=_spacing(case, pictures),
+        SliceThickness=_thickness(case, 0),
+        SpacingBetweenSlices=_decimals([case.volume.spacing[0]])[0],
+    )
     plane = item(ImageOrientationPatient=_orientation(case))
     dataset.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[plane])]
     dataset.PerFrameFunctionalGroupsSequence = [
@@ -175,7 +178,6 @@ def _begin(case: Case, recipe: Recipe) -> Dataset:
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.ConversionType = "WSD"  # workstation
     dataset.BurnedInAnnotation = "YES"
-    dataset.RecognizableVisualFeatures = "NO"
     dataset.DerivationDescription = f"Contours of a segmentation, burnt in. {RESEARCH_NOTICE}"
     dataset.DerivationCodeSequence = [coded(_DERIVATION)]
     dataset.ImageComments = RESEARCH_NOTICE
@@ -204,6 +206,14 @@ def _orientation(case: Case) -> list[DSfloat]:
 
 def _spacing(case: Case, pictures: Pictures) -> list[DSfloat]:
     return _decimals([spacing / pictures.scale for spacing in case.volume.spacing[1:]])
+
+
+def _thickness(case: Case, frame: int) -> DSfloat:
+    """Return the Slice Thickness in mm of the source: with gaps between slices it is less than their distance."""
+    if not case.volume.frame_numbers:
+        return case.sources[frame].SliceThickness
+    shared = case.sources[0].SharedFunctionalGroupsSequence[0]
+    return shared.PixelMeasuresSequence[0].SliceThickness
 
 
 def _decimals(values: Iterable[float]) -> list[DSfloat]:

@@ -109,6 +109,7 @@ def test_it_says_what_it_is(tmp_path, form):
     picture = dcmread(io.BytesIO(built(case, form)[0]))
     assert picture.BurnedInAnnotation == "YES"
     assert list(picture.ImageType[:2]) == ["DERIVED", "SECONDARY"]
+    assert "RecognizableVisualFeatures" not in picture  # a slice through a face may have them, and nobody looked
     assert picture.ImageComments == RESEARCH_NOTICE
     assert picture.FrameOfReferenceUID == case.volume.frame_of_reference_uid
     assert (picture.SeriesNumber, picture.Modality) == (case.series_number(form), "OT")
@@ -116,12 +117,29 @@ def test_it_says_what_it_is(tmp_path, form):
 
 def test_the_legend_stands_below_the_slice_and_breaks_its_lines():
     entries = [Entry(f"Structure number {n}", (200, 10 * n, 0)) for n in range(20)]
-    narrow, wide = draw_band(entries, RESEARCH_NOTICE, 512), draw_band(entries, RESEARCH_NOTICE, 1400)
+    narrow, wide = draw_band(entries, RESEARCH_NOTICE, 512), draw_band(entries, RESEARCH_NOTICE, 768)
     assert narrow.shape[1:] == (512, 3)
     assert len(narrow) > len(wide)
     for entry in entries:  # a swatch of each
         assert (narrow == entry.colour).all(axis=-1).sum() >= 100
     assert not (narrow[:, -4:] != narrow[0, 0]).any()  # nothing is cut off
+
+
+def test_the_legend_of_a_large_picture_has_letters_as_large_when_it_is_shown_smaller():
+    entries = [Entry(f"Structure number {n}", (200, 10 * n, 0)) for n in range(20)]
+    plain, large = draw_band(entries, RESEARCH_NOTICE, 768), draw_band(entries, RESEARCH_NOTICE, 1536)
+    assert len(large) == 2 * len(plain)
+    assert (large == entries[0].colour).all(axis=-1).sum() == pytest.approx(
+        4 * (plain == entries[0].colour).all(axis=-1).sum(), rel=0.1
+    )
+
+
+def test_slices_are_as_thick_as_their_source_says_though_there_are_gaps(tmp_path):
+    case = made.case(tmp_path, change=lambda dataset: setattr(dataset, "SliceThickness", "2.5"))
+    assert {float(dcmread(io.BytesIO(data)).SliceThickness) for data in built(case, Form.SC)} == {2.5}
+    (together,) = (dcmread(io.BytesIO(data)) for data in built(case, Form.SC_MULTIFRAME))
+    measures = together.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert (float(measures.SliceThickness), float(measures.SpacingBetweenSlices)) == (2.5, 3.0)
 
 
 def _other_patient(ds):
