@@ -7,6 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+# ASCII, as sources have all character sets, without a backslash; segments add up to 17 characters to it, as in
+# ", level not known", and hold 64 (LO, PS3.5 6.2).
+_NAME = r"[!-\[\]-~][ -\[\]-~]{0,46}"
+
 
 @dataclass(frozen=True)
 class Code:
@@ -42,7 +46,7 @@ def parse_labels(value: object, error: ValueError) -> tuple[Label, ...]:
     for number, item in enumerate(value, start=1):
         item = as_object(item, error)
         coded = set(item) - {"value", "name", "least_mm3"}
-        if item.get("value") != number or not matches(r"(?s).*\S.*", item.get("name")):
+        if item.get("value") != number or not matches(_NAME, item.get("name")):
             raise error
         if coded and coded - {"region"} != {"code", "category", "colour"}:
             raise error

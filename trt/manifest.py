@@ -206,7 +206,8 @@ def parse(fields: object, path: Path) -> Manifest:
             fields["labels"],
             refuse(
                 "labels",
-                "objects of value, name and, all or none, code, category and colour, values 1, 2, … in order",
+                "objects of value, name (ASCII, at most 47 characters, no backslash) and, all or none, code, category "
+                "and colour, values 1, 2, … in order",
             ),
         ),
         patch=(int(patch[0]), int(patch[1])),

@@ -199,6 +199,10 @@ def test_what_is_not_json_is_refused(model: Path) -> None:
         ("labels", []),
         ("labels", [{"value": 2, "name": "vertebra"}]),
         ("labels", [{"value": 1, "name": " "}]),
+        ("labels", [{"value": 1, "name": "n" * 48}]),  # no LO has room for it with what a segment adds
+        ("labels", [{"value": 1, "name": "disc\\nerve"}]),
+        ("labels", [{"value": 1, "name": "disc\nnerve"}]),
+        ("labels", [{"value": 1, "name": "opuchoľ"}]),
         ("labels", [{"value": 1, "name": "a"}, {"value": 2, "name": "a"}]),
         ("labels", [{"value": 1}]),
         ("patch", [128]),
