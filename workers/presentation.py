@@ -192,12 +192,13 @@ def _text(words: str, box: tuple[float, float, float, float]) -> hd.pr.TextObjec
 
 def _window(case: Case, *, inverse: bool) -> hd.pr.SoftcopyVOILUTTransformation:
     voxels = case.volume.voxels
-    low, high = np.percentile(voxels[:, ::_EVERY, ::_EVERY], WINDOW)
+    low, high = (float(value) for value in np.percentile(voxels[:, ::_EVERY, ::_EVERY], WINDOW))
     if inverse:  # the voxels of MONOCHROME1 are turned over within their range, the images' values are not
         ends = float(voxels.min()) + float(voxels.max())
         low, high = ends - high, ends - low
+    # LINEAR takes a half off the centre and one off the width (PS3.3 C.11.2.1.2.1): much, where values are small.
     return hd.pr.SoftcopyVOILUTTransformation(
-        window_center=round(float(low + high) / 2, 3), window_width=round(max(float(high - low), 1.0), 3)
+        window_center=round((low + high) / 2 + 0.5, 6), window_width=round(max(high - low, 1e-5) + 1, 6)
     )
 
 

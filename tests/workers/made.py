@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
 
 from node.settings import Seg
 from trt.manifest import Manifest, load
@@ -50,12 +52,29 @@ def anatomy(*, lesions: bool = True) -> NDArray[np.uint8]:
     return mask
 
 
-def volume(folder: Path, stored: str = "sagittal", *, enhanced: bool = False) -> Volume:
-    """The image, written and read again."""
+def unchanged(_: Dataset) -> None:
+    """What is done to images by default."""
+
+
+def images(
+    folder: Path, stored: str = "sagittal", *, enhanced: bool = False, change: Callable[[Dataset], None] = unchanged
+) -> list[Path]:
+    """Files of the image, with what `change` does to each."""
     storage = STORED[stored]
     if enhanced:
-        return read_series([write_enhanced(folder / "enhanced.dcm", image(), SPACING, storage=storage)])
-    return read_series(write_series(folder / "classic", image(), SPACING, storage=storage))
+        paths = [write_enhanced(folder / "enhanced.dcm", image(), SPACING, storage=storage)]
+    else:
+        paths = write_series(folder / "classic", image(), SPACING, storage=storage)
+    for path in paths:
+        dataset = dcmread(path)
+        change(dataset)
+        dataset.save_as(path)
+    return paths
+
+
+def volume(folder: Path, stored: str = "sagittal") -> Volume:
+    """The image, written and read again."""
+    return read_series(images(folder, stored))
 
 
 def placed(mask: NDArray[np.uint8], made: Volume, stored: str) -> NDArray[np.uint8]:
@@ -78,9 +97,16 @@ def manifest() -> Manifest:
     )
 
 
-def case(folder: Path, stored: str = "sagittal", *, enhanced: bool = False, lesions: bool = True) -> Case:
+def case(
+    folder: Path,
+    stored: str = "sagittal",
+    *,
+    enhanced: bool = False,
+    lesions: bool = True,
+    change: Callable[[Dataset], None] = unchanged,
+) -> Case:
     """A case of the anatomy above."""
-    made = volume(folder, stored, enhanced=enhanced)
+    made = read_series(images(folder, stored, enhanced=enhanced, change=change))
     return Case(made, placed(anatomy(lesions=lesions), made, stored), manifest(), ENGINE, DIGEST, Seg())
 
 

@@ -15,6 +15,7 @@ from node.records import RESEARCH_NOTICE
 from node.settings import Seg
 from tests.workers import made
 from workers import presentation
+from workers.capture import Pictures
 from workers.case import Case
 from workers.presentation import build_presentation, check_presentation
 from workers.series import write_series
@@ -97,6 +98,53 @@ def test_stored_values_come_to_those_of_the_window_by_the_rescale_of_the_images(
     low, high = np.percentile(case.volume.voxels, (1, 99.7))
     assert float(voi.WindowCenter) == pytest.approx((low + high) / 2, rel=0.05)
     assert float(voi.WindowWidth) == pytest.approx(high - low, rel=0.05)
+
+
+def _white_is_least(ds):
+    ds.PhotometricInterpretation = "MONOCHROME1"
+
+
+def _white_is_least_without_window(ds):
+    _white_is_least(ds)
+    del ds.WindowCenter, ds.WindowWidth
+
+
+def _small_numbers(ds):
+    ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = "0.00001", "-0.003", "US"
+
+
+def _signed(ds):
+    ds.PixelData = (ds.pixel_array.astype("<i2") - 900).tobytes()
+    ds.PixelRepresentation = 1
+
+
+@pytest.mark.parametrize(
+    "change", [made.unchanged, _white_is_least, _white_is_least_without_window, _small_numbers, _signed]
+)
+def test_images_are_shown_in_the_greys_of_the_burnt_in_pictures(change, tmp_path, dciodvfy):
+    case = made.case(tmp_path, change=change)
+    (data,) = built(case)
+    check_presentation(data, case, RECIPE)
+    state, frame = dcmread(io.BytesIO(data)), 3
+    name = case.volume.sources[frame].SOPInstanceUID
+    (image,) = [
+        image for path in sorted((tmp_path / "classic").iterdir()) if (image := dcmread(path)).SOPInstanceUID == name
+    ]
+    # PS3.4 N.2: modality LUT, VOI LUT (LINEAR, PS3.3 C.11.2.1.2.1), presentation LUT.
+    voi = state.SoftcopyVOILUTSequence[0]
+    values = image.pixel_array * float(state.RescaleSlope) + float(state.RescaleIntercept)
+    grey = (values - (float(voi.WindowCenter) - 0.5)) / (float(voi.WindowWidth) - 1) + 0.5
+    grey = 255 * np.clip(grey, 0, 1)
+    if state.PresentationLUTShape == "INVERSE":
+        grey = 255 - grey
+    pictures = Pictures(case)
+    burnt = pictures.draw(frame)[:: pictures.scale, :: pictures.scale][: grey.shape[0], : grey.shape[1]]
+    shown = case.mask[frame] == 0
+    assert np.abs(burnt[shown][:, 0] - grey[shown]).max() < 1.5
+    assert np.ptp(grey) > 200
+    path = tmp_path / "state.dcm"
+    path.write_bytes(data)
+    assert [line for line in dciodvfy(path) if line.startswith("Error")] == []
 
 
 @pytest.mark.parametrize("window", [(500, 900), ([40, -10], [400, 80]), (40, 0), (None, None), ([1, 2], 400)])
