@@ -11,7 +11,7 @@ from typing import Any
 
 import pydicom
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, build_role
+from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
@@ -94,7 +94,7 @@ def associate(
             contexts=list(contexts),
             ae_title=peer.ae_title,
             ext_neg=roles,
-            evt_handlers=list(handlers),
+            evt_handlers=[(evt.EVT_CONN_OPEN, partial(_limit_waits, timeout_s)), *handlers],
             tls_args=(secured, name) if secured else None,
         )
     except OSError as error:
@@ -116,6 +116,11 @@ def associate(
         # pynetdicom shuts a socket down before it closes it; with the peer gone the first fails and skips the second.
         if connection is not None:
             connection.close()
+
+
+def _limit_waits(timeout_s: float, event: Any) -> None:
+    """Have a peer that stops within a PDU, or reads no more, be one that hung up: pynetdicom would wait for ever."""
+    event.assoc.dul.socket.socket.settimeout(timeout_s)
 
 
 def _raise_unassociated(association: Association, peer: Address, as_scp: Sequence[str]) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
 import pytest
 from pydicom import uid
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import Verification
 
 from node.delivery import Courier, addresses, backoff
@@ -274,6 +277,57 @@ def test_a_peer_that_hangs_up_in_the_middle_leaves_the_rest_pending(ledger: Ledg
         assert [site.states(job)[0] for job in jobs] == [DeliveryState.SENT, *[DeliveryState.PENDING] * 3]
         site.tick(6)
     assert all(ledger.job(job).state is JobState.DELIVERED for job in jobs)
+
+
+@contextmanager
+def between(port: int, stops: Callable[[socket.socket, socket.socket], None]) -> Iterator[int]:
+    """Connects one caller with the peer at `port`; `stops` gets both sockets and what it does is all that is done."""
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+
+        def serve() -> None:
+            caller = stack.enter_context(server.accept()[0])
+            stops(caller, stack.enter_context(socket.create_connection(("127.0.0.1", port))))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
+
+
+@pytest.mark.parametrize("length", [3, 9])
+def test_a_peer_that_stops_within_its_answer_is_given_up(length: int) -> None:
+    def stops(caller: socket.socket, peer: socket.socket) -> None:
+        peer.sendall(caller.recv(1 << 16))
+        caller.sendall(peer.recv(1 << 16)[:length])
+
+    with scp() as port, between(port, stops) as at:
+        began = time.monotonic()
+        with (
+            pytest.raises(PeerUnavailable, match="does not answer"),
+            associate(Address("PACS", "127.0.0.1", at, "PENNODE"), [build_context(uid.SegmentationStorage)], 1),
+        ):
+            pass
+        assert time.monotonic() - began < 10
+
+
+def test_a_peer_that_reads_no_more_is_given_up(ledger: Ledger, spool: Spool) -> None:
+    def stops(caller: socket.socket, peer: socket.socket) -> None:
+        peer.sendall(caller.recv(1 << 16))
+        caller.sendall(peer.recv(1 << 16))
+
+    with pydicom.dcmread(BytesIO(seg("2.25.7.10"))) as ds:
+        ds.add_new("PixelData", "OB", bytes(64_000_000))  # more than the sockets of loopback hold
+        written = BytesIO()
+        ds.save_as(written)
+    with scp() as port, between(port, stops) as at:
+        site = Site(ledger, spool, pacs=at)
+        job = site.segmented("pacs", content=written.getvalue())
+        courier = threading.Thread(target=site.tick, daemon=True)
+        courier.start()
+        courier.join(30)
+        assert not courier.is_alive(), "the courier waits for ever"
+    assert site.states(job) == [DeliveryState.PENDING]
+    assert "the association broke" in ledger.job(job).reason or "no answer" in ledger.job(job).reason
 
 
 @pytest.mark.parametrize("how", ["out of resources", "abort"])
