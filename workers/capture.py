@@ -264,7 +264,7 @@ def _check_colours(plane: Picture, case: Case, frame: int, scale: int) -> None:
     mask = case.segments.mask[frame]
     area = plane[: len(mask) * scale, : mask.shape[1] * scale]
     coloured = (area[..., 0] != area[..., 1]) | (area[..., 1] != area[..., 2])
-    rows, columns = np.nonzero(coloured)
+    rows, columns = np.divmod(np.flatnonzero(coloured), area.shape[1])
     numbers = mask[rows // scale, columns // scale]
     refuse_unless(bool(numbers.all()), "a written picture has colour where the mask is empty")
     colours = np.array([(0, 0, 0), *(segment.meaning.colour for segment in case.segments.listed)])
