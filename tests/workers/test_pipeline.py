@@ -110,7 +110,7 @@ def test_a_bundle_tells_all_about_its_object(paths, manifest, small):
     assert (result.sop_uid, result.form) == (dataset.SOPInstanceUID, "SEG")
     assert (report.form, report.name) == ("SR:SEG", f"{dcmread(io.BytesIO(report.data)).SeriesNumber}.sr.dcm")
     assert result.sha256 == hashlib.sha256(result.data).hexdigest()
-    assert result.name == "301.seg.dcm"
+    assert result.name == f"{dataset.SeriesNumber}.seg.dcm"
     assert set(bundle.timings_s) == {"read", "prepare", "select", "predict", "write", "check"}
     assert bundle.engine["backend"] == "formula"
     assert told[-1][0] == told[-1][1] > 1
