@@ -211,6 +211,7 @@ def _read(path: Path, what: str) -> _Segmentation:
         kind, frames = str(ds.SegmentationType), int(ds.NumberOfFrames)
         shared, groups = ds.SharedFunctionalGroupsSequence[0], ds.PerFrameFunctionalGroupsSequence
         spacing = _part(groups[0], shared, "PixelMeasuresSequence")
+        rows, columns = spacing.PixelSpacing
         across = spacing.get("SpacingBetweenSlices") or spacing.get("SliceThickness") or 0
         orientation = _part(groups[0], shared, "PlaneOrientationSequence").ImageOrientationPatient
         keys, meanings = _segments(ds)
@@ -219,7 +220,7 @@ def _read(path: Path, what: str) -> _Segmentation:
             positions=np.array([_position(group, shared) for group in groups], np.float64).reshape(-1, 3),
             numbers=[0 if kind == "LABELMAP" else _number(group, shared) for group in groups],
             orientation=tuple(float(v) for v in orientation),
-            measures=(*(float(v) for v in spacing.PixelSpacing), float(across)),  # type: ignore[arg-type]
+            measures=(float(rows), float(columns), float(across)),
         )  # fmt: skip
         bits = found.shape[0] * found.shape[1] * frames
         whole = kind != "BINARY" or len(ds.PixelData) * 8 >= bits

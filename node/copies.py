@@ -23,10 +23,8 @@ from node.header import UNREADABLE
 from node.inquiry import Sent
 from node.returns import Returns
 from node.scu import Address, associate
-from node.suboperations import SOME_FAILED
+from node.suboperations import FOR_ALL, REACHES_US, SOME_FAILED, explain
 
-_PENDING = frozenset({0xFF00, 0xFF01})
-_NO_SUCH_DESTINATION = 0xA801
 _PLAIN = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 # What pynetdicom and pydicom raise over bytes that are no data set.
 _NO_DATA_SET = (*UNREADABLE, AttributeError)
@@ -40,7 +38,7 @@ def get_copy(peer: Address, timeout_s: float, sent: Sent, transfer_syntax_uid: s
     PeerUnavailable, ConfigurationError
         As `node.scu.associate`; the association broke, or there was no answer.
     PeerRefused
-        The peer offers no C-GET of this class, or answered with a failure.
+        The peer offers no C-GET of this class, or sent nothing and answered with a failure.
     InvalidInstance
         What came is no data set.
     """
@@ -67,9 +65,8 @@ def get_copy(peer: Address, timeout_s: float, sent: Sent, transfer_syntax_uid: s
         answer = _last(association.send_c_get(_identifier(sent), StudyRootGet))
     if damaged:
         raise InvalidInstance(f"what came cannot be read ({damaged[0]})", "look at the object in the PACS")
-    status = _status(answer, "C-GET", "look into the peer's log")
-    if not got and status == SOME_FAILED:
-        raise PeerRefused("the peer has the object and could not send it (0xB000)", "look into the peer's log")
+    if not got:
+        _refuse_failure(answer, "C-GET")
     return got[0] if got else None
 
 
@@ -87,7 +84,6 @@ def have_copy_sent(
     InvalidInstance
         What came is no data set.
     """
-    knows = f"does it know {to} by our host and port, and is it in [[peers]]? Look into its log, and ours"
     with (
         returns.awaiting(sent.sop_uid) as came,
         associate(peer, [build_context(StudyRootMove, _PLAIN)], timeout_s) as association,
@@ -101,15 +97,9 @@ def have_copy_sent(
         except _NO_DATA_SET as error:
             reason = f"what came cannot be read ({type(error).__name__})"
             raise InvalidInstance(reason, "look at the object in the PACS") from error
-    if answer.get("Status") == _NO_SUCH_DESTINATION:
-        raise PeerRefused(
-            f"the peer does not know the move destination {to} (0xA801)",
-            "add that AE title with our host and port there, or set retrieve = 'get' of the destination",
-        )
-    if _status(answer, "C-MOVE", knows) == SOME_FAILED:
-        raise PeerRefused("the peer has the object and could not send it (0xB000)", knows)
+    _refuse_failure(answer, "C-MOVE", to)
     if answer.get("NumberOfCompletedSuboperations") or answer.get("NumberOfWarningSuboperations"):
-        raise PeerRefused("the peer says that it sent the object, and it did not come", knows)
+        raise PeerRefused("the peer says that it sent the object, and it did not come", REACHES_US)
     return None
 
 
@@ -130,11 +120,13 @@ def _last(responses: Iterator[tuple[Dataset, Dataset | None]]) -> Dataset:
     return answers[-1] if answers else Dataset()
 
 
-def _status(answer: Dataset, operation: str, step: str) -> int:
-    """Return the status that ended a retrieval, unless it failed as a whole: `step` is what to do then."""
-    status: int | None = answer.get("Status")
+def _refuse_failure(answer: Dataset, operation: str, to: str = "") -> None:
+    """Raise where the last response of a retrieval that brought nothing says no success; `to`: where C-MOVE went."""
+    status, also = answer.get("Status"), f"; {REACHES_US}" if to else ""
     if status is None:
-        raise PeerUnavailable(f"no answer to {operation}", step)
-    if status not in (statuses.SUCCESS, SOME_FAILED, *_PENDING):
-        raise PeerRefused(f"the peer answered {operation} with 0x{status:04X}", step)
-    return status
+        raise PeerUnavailable(f"no answer to {operation}", f"look into the peer's log{also}")
+    if status == SOME_FAILED:
+        raise PeerRefused("the peer has the object and could not send it (0xB000)", f"look into its log{also}")
+    reason, step = explain(status, to)
+    if reason:
+        raise PeerRefused(f"no copy by {operation}: {reason}", step if status in FOR_ALL else f"{step}{also}")

@@ -20,7 +20,7 @@ from node.query import list_series
 from node.retrieve import retrieving
 from node.scu import Address
 from node.settings import Archive, Listener, Selection, Settings
-from node.suboperations import FOR_ALL, Counts, Retrieved, Stopped, Watch, explain
+from node.suboperations import FOR_ALL, REACHES_US, Counts, Retrieved, Stopped, Watch, explain
 from node.wado import DicomWeb
 from node.webservice import WebClient, WebService
 
@@ -207,8 +207,7 @@ class Fetcher:
         reason, step = explain(ended.status, self._listener.ae_title)
         step = step or f"look into the log of {self._archive.name}, and fetch again"
         if self._archive.retrieve == "move" and ended.status not in FOR_ALL:
-            # However an archive puts it: where it cannot reach us, or we reject it, no image comes.
-            step += "; does it know our host and port, and is it let in (pennode peers list tells)?"
+            step += f"; {REACHES_US}"
         if reason:
             return f"{self._archive.name} does not send the series: {reason}", step
         return (f"{failed} images could not be sent", step) if failed else ("", "")

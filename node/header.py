@@ -105,7 +105,7 @@ def _read_thoroughly(read_at: ReadAt, size: int, head: bytes, transfer_syntax_ui
         with HeaderStream(read_at, size, head, budget) as stream:
             try:
                 found = read_dataset(
-                    stream,  # type: ignore[arg-type, unused-ignore]
+                    stream,  # type: ignore[arg-type, unused-ignore]  # it reads as files do
                     is_implicit_VR=syntax.is_implicit,
                     is_little_endian=syntax.is_little_endian,
                     stop_when=lambda tag, _vr, _length: tag in _PIXELS,
@@ -201,7 +201,7 @@ def _first_items(ds: Dataset, name: str, most: int) -> Sequence[Dataset]:
     while len(found) < most and stream.tell() < len(value):
         try:
             item = read_sequence_item(
-                stream,  # type: ignore[arg-type, unused-ignore]
+                stream,  # type: ignore[arg-type, unused-ignore]  # it reads as files do
                 raw.is_implicit_VR, raw.is_little_endian, characters,
             )  # fmt: skip
         except (OverBudget, *UNREADABLE):

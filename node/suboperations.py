@@ -51,18 +51,21 @@ _WORDS: dict[int, tuple[str, str]] = {
     0x0122: ("its retrieve service is switched off", "switch it on there, or set another way to retrieve"),
     0x0124: ("we are not authorised", "let our AE title retrieve"),
     0x0211: ("it does not know this operation", "set another way to retrieve"),
-    0xA701: ("it is out of resources and could not count the images", "look into its log, and fetch again later"),
+    0xA701: ("it is out of resources and could not count the images", "look into its log, and try again later"),
     0xA702: (
         "it is out of resources and could not send the images",
-        "look into its log, whether it reaches us, and fetch again",
+        "look into its log, whether it reaches us, and try again",
     ),
     0xA801: (
         "it does not know the move destination {destination}",
-        "add that AE title with our host and port there, or set retrieve = 'get' of the archive",
+        "add that AE title with our host and port there, or set retrieve = 'get'",
     ),
     0xA900: ("it says that the question does not fit its service", "look into its log"),
-    CANCELLED: ("it cancelled the retrieval, which we had not asked it to", "look into its log, and fetch again"),
+    CANCELLED: ("it cancelled the retrieval, which we had not asked it to", "look into its log, and try again"),
 }
+
+# Goes with the next step of a C-MOVE: however a peer puts it, where it cannot reach us, or we reject it, nothing comes.
+REACHES_US = "does it know our host and port, and is it let in (pennode peers list tells)?"
 
 # Statuses that would end every other retrieval from that peer likewise. 0xA702 is none of them: a peer also says so of
 # a series of which we took nothing.
@@ -76,6 +79,6 @@ def explain(status: int, destination: str) -> tuple[str, str]:
     """
     if status in (statuses.SUCCESS, SOME_FAILED):
         return "", ""
-    unable = ("it is unable to process the request", "look into its log, and fetch again")
+    unable = ("it is unable to process the request", "look into its log, and try again")
     words, step = _WORDS.get(status, unable)
     return f"{words.format(destination=destination)} (0x{status:04X})", step

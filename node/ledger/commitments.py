@@ -148,12 +148,19 @@ class Commitments:
     def _close_commitment(
         self, number: int, state: CommitmentState, reason: str, next_step: str, now: float, **values: int
     ) -> None:
-        values = {"attempts": commitment.c.attempts + 1, **values}  # type: ignore[dict-item]
         with self._db.write() as connection:
             connection.execute(
                 update(commitment)
                 .where(_PENDING & (commitment.c.number == number))
-                .values(state=state.value, references=[], reason=reason, next_step=next_step, updated_at=now, **values)
+                .values(
+                    state=state.value,
+                    references=[],
+                    reason=reason,
+                    next_step=next_step,
+                    updated_at=now,
+                    attempts=commitment.c.attempts + 1,
+                    **values,
+                )
             )
 
     def postpone_commitment(self, number: int, reason: str, next_step: str, not_before: float, now: float) -> None:

@@ -205,13 +205,13 @@ def sends(*numbers: int, then: int | None = None, said: int | None = None) -> Ca
 @pytest.mark.parametrize(
     ("status", "reason", "step"),
     [
-        (0xA701, "out of resources and could not count", "fetch again later"),
+        (0xA701, "out of resources and could not count", "try again later"),
         (0xA702, "out of resources and could not send", "whether it reaches us"),
         (0xA801, "does not know the move destination PENNODE", "add that AE title with our host and port there"),
         (0xA900, "does not fit its service", "look into its log"),
-        (0xC000, "unable to process", "fetch again"),
-        (0xC1FF, "unable to process", "fetch again"),
-        (0xFE00, "it cancelled the retrieval", "fetch again"),
+        (0xC000, "unable to process", "try again"),
+        (0xC1FF, "unable to process", "try again"),
+        (0xFE00, "it cancelled the retrieval", "try again"),
         (0x0122, "switched off", "set another way"),
         (0x0124, "not authorised", "let our AE title retrieve"),
     ],

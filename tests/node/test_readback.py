@@ -159,7 +159,7 @@ def test_what_is_not_there_to_be_read_back_is_sent_again(start: Callable[..., Si
     lose(pacs, site.only().sop_uid)
     read_back(site, job)
     # Orthanc says by a failure that it does not have the object, as if there were another reason.
-    assert "could not be read back: the peer answered C-GET with 0x" in site.only().read_back
+    assert "could not be read back: no copy by C-GET: it is unable to process" in site.only().read_back
     site.look()
     assert (site.only().state, site.only().lost) == (D.PENDING, 1)
     assert "lost the object that it held (not found by C-FIND)" in site.ledger.job(job).reason
@@ -241,7 +241,10 @@ def test_who_is_unable_to_send_it_is_told_of(start: Callable[..., Site], pacs: O
     site, job = moving(start, pacs.dicom_port, to="NOBODY")
     introduce(pacs, site.port)
     read_back(site, job)
-    words = "the peer answered C-MOVE with 0xC000 (does it know NOBODY by our host and port, and is it in [[peers]]?"
+    words = (
+        "no copy by C-MOVE: it is unable to process the request (0xC000) (look into its log, and try again; does it "
+        "know our host and port, and is it let in (pennode peers list tells)?)"
+    )
     assert words in site.only().read_back, "what Orthanc says of a destination that it does not know"
     assert (site.only().state, site.ledger.job(job).state) == (D.SENT, J.DELIVERED)
 
@@ -251,8 +254,8 @@ def test_an_unknown_move_destination_is_named(start: Callable[..., Site], tmp_pa
         site, job = moving(start, port, title="PACS", to="NOBODY")
         read_back(site, job)
     assert site.only().read_back == (
-        "could not be read back: the peer does not know the move destination NOBODY (0xA801) (add that AE title with "
-        "our host and port there, or set retrieve = 'get' of the destination)"
+        "could not be read back: no copy by C-MOVE: it does not know the move destination NOBODY (0xA801) (add that AE "
+        "title with our host and port there, or set retrieve = 'get')"
     )
     assert (site.only().state, site.ledger.job(job).state) == (D.SENT, J.DELIVERED)
 
@@ -262,10 +265,10 @@ def test_who_sends_it_elsewhere_is_told_so(start: Callable[..., Site], pacs: Ort
     with storescp(tmp_path / "elsewhere") as port:
         introduce(pacs, port)
         read_back(site, job)
-    assert "says that it sent the object, and it did not come (does it know PENNODE by" in site.only().read_back
+    assert "says that it sent the object, and it did not come (does it know our host and port" in site.only().read_back
     introduce(pacs, free_port())
     read_back(site, job)
-    assert "does it know PENNODE by our host and port, and is it in [[peers]]?" in site.only().read_back
+    assert "no copy by C-MOVE: it is unable to process the request (0xC000)" in site.only().read_back
     assert (site.only().state, site.only().lost) == (D.SENT, 0), "nothing was lost"
 
 
