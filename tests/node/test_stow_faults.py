@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -464,7 +464,7 @@ def test_killed_in_the_middle_of_storing_it_has_what_it_acknowledged(tmp_path: P
     with child(tmp_path) as (process, site):
 
         def send(lane: int) -> None:
-            with contextlib.suppress(OSError, httpx.HTTPError):
+            with contextlib.suppress(OSError, HTTPException):
                 for n in range(0, 3000, 3):
                     files = {
                         f"{SERIES}.{k}": file(mr(k, size=64)) for k in range(10_000 * lane + n, 10_000 * lane + n + 3)
