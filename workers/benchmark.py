@@ -16,7 +16,7 @@ from trt.engine import DeviceEngine, Engine
 from trt.manifest import Manifest
 from trt.patches import Array
 from trt.phantom import spine_phantom
-from workers.frames import digest_of
+from workers.identity import digest_of
 from workers.pipeline import open_pipeline
 from workers.series import write_series
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 
@@ -37,8 +38,9 @@ CHARACTER_SETS = frozenset(
     | {f"ISO 2022 IR {n}" for n in (*_ALONE, 6, 58, 87, 159)}
 )
 _UTF8 = "ISO_IR 192"
+_EXTENDED = "ISO 2022 IR "
 _NUMBER = re.compile(r"\d{1,12}")
-_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_DATE = re.compile(r"[0-9]{8}|[0-9]{4}\.[0-9]{2}\.[0-9]{2}")  # the dots are those of ACR-NEMA (PS3.5 6.2)
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _LONG_STRING = 64  # characters of LO (PS3.5 6.2)
 # The last digit of a result's Series Number; the two before it are the model's.
@@ -82,14 +84,20 @@ class Case:
         """
         first, *others = self.volume.sources
         with translated():
-            return _complete(first), *others
+            return _complete(first, self._words), *others
+
+    @property
+    def _words(self) -> str:
+        """All text in the objects that is not the source's."""
+        model = self.manifest
+        return f"{self.settings.series_description} {model.name} {model.version} {model.labels}"
 
     @cached_property
     def when(self) -> tuple[str, str]:
         """Date (DA) and time (TM) of the series, the first of its own that is valid; no clock is asked."""
         first = self.sources[0]
         for kind in ("Series", "Acquisition", "Content", "Study"):
-            date = _matching(_DATE, first.get(f"{kind}Date"))
+            date = _date(first.get(f"{kind}Date"))
             if date:
                 return date, _matching(_TIME, first.get(f"{kind}Time")) or "000000"
         return "19000101", "000000"
@@ -112,7 +120,9 @@ class Case:
     def _model(self) -> tuple[str, ...]:
         """What tells this model from others: its name, version and bytes, what it is shown and what its labels mean."""
         model = self.manifest
-        shown = (model.channels, model.spacing_mm, model.normalisation)
+        shown: tuple[object, ...] = (model.channels, model.spacing_mm, model.normalisation, model.stride)
+        if model.finder is not None:  # its digest is among the parameters, its place is that of a host
+            shown += tuple(value for name, value in vars(model.finder).items() if name not in ("path", "digest"))
         return model.name, model.version, model.digest, repr(shown), repr(model.labels)
 
     @cached_property
@@ -161,23 +171,38 @@ class Case:
         return self.settings.series_description[: _LONG_STRING - len(ending)] + ending
 
 
-def _complete(source: Dataset) -> Dataset:
+def _complete(source: Dataset, said: str) -> Dataset:
     """Return a copy of a source's header with what highdicom insists on; a value it cannot take is left empty.
 
     Archives hold headers without Study ID, or with a birth date of free text; neither is a reason to have no result.
+    Where its character set is none of the standard's, or may lack characters of `said`, our own words, it is UTF-8.
     """
     header = copied(source)
     for keyword in ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName"):
         if header.get(keyword) is None:
             setattr(header, keyword, "")
     for keyword in ("PatientBirthDate", "StudyDate"):
-        setattr(header, keyword, _matching(_DATE, header.get(keyword)))
+        setattr(header, keyword, _date(header.get(keyword)))
     header.StudyTime = _matching(_TIME, header.get("StudyTime"))
     header.PatientSex = _matching(re.compile("[MFO]"), header.get("PatientSex"))
-    given = header.get("SpecificCharacterSet")
-    if given and not set([given] if isinstance(given, str) else given) <= CHARACTER_SETS:
+    given = header.get("SpecificCharacterSet") or []
+    sets = [given] if isinstance(given, str) else list(given)
+    extended = all(one.startswith(_EXTENDED) for one in sets)  # as several must be (PS3.3 C.12.1.1.2)
+    if not said.isascii() or not set(sets) <= CHARACTER_SETS or (len(sets) > 1 and not extended):
         header.SpecificCharacterSet = _UTF8
+    elif not sets and "SpecificCharacterSet" in header:
+        del header.SpecificCharacterSet
     return header
+
+
+def _date(value: object) -> str:
+    """Return a date as DA has it, empty where it is none of the calendar."""
+    digits = _matching(_DATE, value).replace(".", "")
+    try:
+        datetime.strptime(digits, "%Y%m%d")
+    except ValueError:
+        return ""
+    return digits
 
 
 def _matching(pattern: re.Pattern[str], value: object) -> str:

@@ -7,7 +7,6 @@ error text, except numbers that identify no patient.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -34,11 +33,11 @@ from pydicom.uid import (
 )
 
 from node.errors import InvalidInstance, Unsuitable
-from node.records import input_digest, is_uid
+from node.records import is_uid
 from workers.lenience import lenient
 
 # What pydicom and its decoders raise on bytes that are not what they claim to be.
-_UNREADABLE = (
+UNREADABLE = (
     InvalidDicomError,
     BytesLengthException,
     ValueError,
@@ -69,8 +68,6 @@ _DECODERS: dict[str, str] = {
 _GROUPS = frozenset({0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028})
 _BULKY = frozenset({0x00081140, 0x00082112, 0x00089092, 0x00089121, 0x00089154, 0x00089237, 0x00880200})
 
-_IDENTITY = ["SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"]
-
 # What tells images at one position apart: words for the reader, keyword, functional group in Enhanced MR.
 _TRAITS = (
     ("stack", "StackID", "FrameContentSequence"),
@@ -95,7 +92,8 @@ class Frame:
     """One plane: position, direction cosines (row, then column) and spacing (rows, columns) in mm, patient LPS.
 
     `image` counts the sources from 0, `number` the frames of that image from 1, `name` is how an error speaks of it.
-    An empty tuple says that the attribute is absent; `traits` hold what may tell planes at one position apart.
+    An empty tuple says that the attribute is absent, and `thickness` 0 that there is no Slice Thickness in mm of use;
+    `traits` hold what may tell planes at one position apart.
     """
 
     image: int
@@ -104,6 +102,7 @@ class Frame:
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     spacing: tuple[float, ...]
+    thickness: float
     slope: float
     intercept: float
     traits: dict[str, str] = field(default_factory=dict)
@@ -117,17 +116,6 @@ class Image:
     name: str
     transfer_syntax_uid: str
     frames: tuple[Frame, ...]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a file says it is, and the sha256 of its data set, the bytes after the file meta group (PS3.10 7.1)."""
-
-    sop_class_uid: str
-    sop_uid: str
-    series_uid: str
-    series_number: int | None
-    sha256: str
 
 
 @contextmanager
@@ -144,38 +132,8 @@ def readable(name: str, what: str) -> Iterator[None]:
         raise InvalidInstance(f"{name} cannot be read ({error.strerror or 'input error'})", _RESEND) from None
     except MemoryError:
         raise Unsuitable(f"{name} does not fit into memory", "use a worker with more memory") from None
-    except _UNREADABLE:
+    except UNREADABLE:
         raise InvalidInstance(f"{name} {what}", _RESEND) from None
-
-
-def read_identity(path: Path) -> Identity:
-    """Read what is needed to tell series apart, and the digest of the data set.
-
-    Raises
-    ------
-    InvalidInstance
-        The file cannot be opened, or is no DICOM file.
-    """
-    with readable("the file", "is not a DICOM file"), path.open("rb") as file:
-        header = dcmread(file, stop_before_pixels=True, specific_tags=_IDENTITY)
-        length = header.file_meta.get("FileMetaInformationGroupLength")
-        file.seek(0 if length is None else 132 + 12 + int(length))
-        number = header.get("SeriesNumber")
-        return Identity(
-            sop_class_uid=str(header.file_meta.MediaStorageSOPClassUID),
-            sop_uid=str(header.SOPInstanceUID),
-            series_uid=str(header.SeriesInstanceUID),
-            series_number=None if number in (None, "") else int(number),
-            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
-        )
-
-
-def digest_of(paths: Sequence[Path]) -> str:
-    """Return the input digest of files as the node calculates it: over SOP Instance UIDs and their data sets' sha256.
-
-    Raises `InvalidInstance` for a file that is not DICOM.
-    """
-    return input_digest((identity.sop_uid, identity.sha256) for identity in map(read_identity, paths))
 
 
 def read_image(source: Path | Dataset, index: int, total: int) -> Image:
@@ -250,9 +208,7 @@ def _lean(tag: BaseTag) -> bool:
 
 def _frames(dataset: Dataset, image: int) -> tuple[Frame, ...]:
     if dataset.SOPClassUID == MRImageStorage:
-        number = dataset.get("InstanceNumber")
-        name = f"file {image + 1}" if number in (None, "") else f"image {int(number)}"
-        return (_frame(dataset, [dataset], image, 1, name),)
+        return (_frame(dataset, [dataset], image, 1, _name(dataset, image)),)
     shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
     items: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     if not items or len(items) != int(dataset.get("NumberOfFrames") or 0):
@@ -260,6 +216,13 @@ def _frames(dataset: Dataset, image: int) -> tuple[Frame, ...]:
     return tuple(
         _frame(dataset, [item, shared[0]], image, number, f"frame {number}") for number, item in enumerate(items, 1)
     )
+
+
+def _name(dataset: Dataset, image: int) -> str:
+    try:
+        return f"image {int(str(dataset.get('InstanceNumber')))}"
+    except (ValueError, OverflowError):  # absent, or not one number
+        return f"file {image + 1}"
 
 
 def _frame(dataset: Dataset, groups: Sequence[Dataset], image: int, number: int, name: str) -> Frame:
@@ -282,6 +245,13 @@ def _frame(dataset: Dataset, groups: Sequence[Dataset], image: int, number: int,
         found = numbers(keyword, "PixelValueTransformationSequence")
         return found[0] if found else default
 
+    def thickness() -> float:
+        try:
+            found = float(str(value("SliceThickness", "PixelMeasuresSequence")))
+        except ValueError:  # absent, several values, or text
+            return 0.0
+        return found if 0 < found < np.inf else 0.0
+
     traits: dict[str, str] = {}
     for word, keyword, sequence in _TRAITS:
         found = value(keyword, sequence)
@@ -296,6 +266,7 @@ def _frame(dataset: Dataset, groups: Sequence[Dataset], image: int, number: int,
         position=numbers("ImagePositionPatient", "PlanePositionSequence"),
         orientation=numbers("ImageOrientationPatient", "PlaneOrientationSequence"),
         spacing=numbers("PixelSpacing", "PixelMeasuresSequence"),
+        thickness=thickness(),
         slope=number_or(1.0, "RescaleSlope"),
         intercept=number_or(0.0, "RescaleIntercept"),
         traits=traits,

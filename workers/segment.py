@@ -15,7 +15,7 @@ from node.forms import DEFAULT, SEGMENTATIONS, Form, Recipe
 from node.records import input_digest
 from trt.engine import DeviceEngine
 from trt.patches import Progress
-from workers.frames import Identity, read_identity
+from workers.identity import Identity, read_identity
 from workers.overlap import one_by_one, overlapped
 from workers.overlay import write_picture
 from workers.pipeline import Arrived, Bundle, Pipeline

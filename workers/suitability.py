@@ -56,6 +56,11 @@ def check_series(images: Sequence[Image]) -> None:
 
     if len(values("SeriesInstanceUID")) > 1 or len(values("StudyInstanceUID")) > 1:
         raise Unsuitable("the images belong to two or more series", _ONE_SERIES)
+    if len(values("PatientID") - {""}) > 1 or len(values("IssuerOfPatientID") - {""}) > 1:
+        raise Unsuitable(
+            "the images name two or more patients (Patient ID)",
+            "correct them on the scanner or PACS, and send them again",
+        )
     if len(values("SOPInstanceUID")) < len(images):
         raise Unsuitable("the same image is there twice (equal SOP Instance UID)", "send each image once")
     if len(values("SOPClassUID")) > 1:

@@ -95,7 +95,7 @@ def _require_unchanged(paths: Sequence[Path], claim: Claim) -> None:
 
     A result is named by the digest of its input: made of other images, it would be another object under that name.
     """
-    from workers.frames import digest_of  # and with it numpy, which the parent process does without
+    from workers.identity import digest_of  # and with it numpy, which the parent process does without
 
     if digest_of(paths) != claim.input_digest:
         raise Damaged(

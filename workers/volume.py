@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.datadict import dictionary_has_tag, dictionary_VM
+from pydicom.datadict import dictionary_has_tag, dictionary_VM, keyword_for_tag
 from pydicom.multival import MultiValue
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 from pydicom.valuerep import DSfloat
 
 from node.errors import Unsuitable
-from workers.frames import Frame, Image, iter_frames, read_image, readable
+from workers.frames import UNREADABLE, Frame, Image, iter_frames, read_image, readable
 from workers.suitability import (
     MAX_VOXELS,
     RECONSTRUCT,
@@ -38,6 +38,8 @@ _LOSSY = {
     JPEGLSNearLossless: "ISO_14495_1",
     JPEG2000: "ISO_15444_1",
 }
+# Archives file a result by these, so that they stay as they are, whatever they are.
+_IDENTIFIERS = frozenset({"PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,19 +175,16 @@ def _headers(images: Sequence[Image], frames: Sequence[Frame], gap: float) -> tu
     where the standard has one: a backslash in a name makes two of it (PS3.5 6.2).
     """
     first = frames[0]
+    thickness = _decimals([first.thickness or gap])[0]
     headers = []
-    lossy = next((i for i in images if str(i.header.get("LossyImageCompression", "")) == "01"), None)
-    method = next((_LOSSY[i.transfer_syntax_uid] for i in images if i.transfer_syntax_uid in _LOSSY), "")
+    lossy = _lossy(images)
     for image in [images[frame.image] for frame in frames] if not is_enhanced(images[0]) else images:
         header = image.header
-        if lossy is not None or method:
-            header.LossyImageCompression = "01"
-            if lossy is None:
-                header.LossyImageCompressionMethod = method
+        header.update(lossy)
         plane, measures = Dataset(), Dataset()
         plane.ImageOrientationPatient = _decimals(first.orientation)
         measures.PixelSpacing = _decimals(first.spacing)
-        measures.SliceThickness = _thickness(header, gap)
+        measures.SliceThickness = thickness
         measures.SpacingBetweenSlices = gap
         if is_enhanced(image):
             shared = Dataset()
@@ -196,20 +195,45 @@ def _headers(images: Sequence[Image], frames: Sequence[Frame], gap: float) -> tu
             header.update(plane)
             header.update(measures)
         headers.append(header)
-    for element in headers[0]:
-        several = isinstance(element.value, MultiValue) and dictionary_has_tag(element.tag)
-        if several and dictionary_VM(element.tag) == "1":
-            element.value = _first(element.value)
+    _make_single(headers[0])
     return tuple(headers)
 
 
-def _thickness(header: Dataset, gap: float) -> DSfloat:
-    """Return the Slice Thickness in mm if it is one number above zero, else the gap between slices."""
-    try:
-        thickness = float(header.get("SliceThickness") or 0)
-    except (TypeError, ValueError):  # several values, or text
-        thickness = 0
-    return _decimals([thickness if 0 < thickness < np.inf else gap])[0]
+def _lossy(images: Sequence[Image]) -> Dataset:
+    """Return what a result says of lossy compression of its source (PS3.3 C.7.6.1.1.5), of whichever image says most.
+
+    Empty where no image was compressed so.
+    """
+    said = Dataset()
+    for image in images:
+        if str(image.header.get("LossyImageCompression", "")) == "01" or image.transfer_syntax_uid in _LOSSY:
+            said.LossyImageCompression = "01"
+            for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+                if keyword not in said and image.header.get(keyword) not in (None, "", []):
+                    said[keyword] = image.header[keyword]
+    if said and "LossyImageCompressionMethod" not in said:
+        method = next((_LOSSY[i.transfer_syntax_uid] for i in images if i.transfer_syntax_uid in _LOSSY), "")
+        if method:
+            said.LossyImageCompressionMethod = method
+    return said
+
+
+def _make_single(header: Dataset) -> None:
+    """Leave one value where the standard has one, and out what cannot be read and identifies nobody.
+
+    What the volume needs was read before; of two identifiers, one may be somebody else's.
+    """
+    for tag in list(header.keys()):
+        keyword = keyword_for_tag(tag)
+        try:
+            element = header[tag]
+            several = isinstance(element.value, MultiValue) and dictionary_has_tag(tag)
+            if several and keyword not in _IDENTIFIERS and dictionary_VM(tag) == "1":
+                element.value = _first(element.value)
+        except UNREADABLE:
+            if keyword in _IDENTIFIERS or keyword == "PatientName":
+                raise
+            del header[tag]
 
 
 def _first(value: Any) -> Any:

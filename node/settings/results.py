@@ -18,6 +18,13 @@ class Seg(Section):
 
     series_description: str = Field("PENN spine segmentation (research)", max_length=64)
 
+    @field_validator("series_description")
+    @classmethod
+    def _one_line(cls, words: str) -> str:
+        if "\\" in words or not words.isprintable():  # LO, of which a backslash makes several (PS3.5 6.2)
+            raise ValueError("it is one line without a backslash")
+        return words
+
 
 class Destination(Secured):
     """A PACS that takes results: by C-STORE at `ae_title`, `host` and `port`, or by STOW-RS at `url`."""

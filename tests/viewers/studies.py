@@ -21,8 +21,8 @@ from tests.viewers.pixels import Colour
 from trt.manifest import load
 from trt.phantom import spine_phantom
 from workers.codes import meaning_of
-from workers.frames import digest_of
 from workers.grid import from_canonical, to_canonical
+from workers.identity import digest_of
 from workers.pipeline import Arrived, open_pipeline
 from workers.prediction import Prediction
 from workers.readback import read_segmentation

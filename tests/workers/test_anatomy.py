@@ -14,8 +14,8 @@ from pydicom import Dataset, FileMetaDataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from node import settings
-from workers.frames import digest_of
 from workers.grid import to_canonical
+from workers.identity import digest_of
 from workers.pipeline import Pipeline
 from workers.volume import read_series
 

@@ -14,7 +14,7 @@ from trt.engine import open_engine
 from trt.manifest import load
 from trt.phantom import spine_phantom
 from workers.benchmark import device_shares
-from workers.frames import digest_of
+from workers.identity import digest_of
 from workers.pipeline import Pipeline, open_pipeline
 from workers.prediction import predict_mask
 from workers.series import write_series

@@ -9,7 +9,7 @@ import pytest
 
 from node import settings
 from node.errors import Unsuitable
-from workers.frames import digest_of
+from workers.identity import digest_of
 from workers.overlap import one_by_one, overlapped
 from workers.pipeline import Pipeline
 from workers.segment import find_series, segment_all

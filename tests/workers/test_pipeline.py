@@ -24,8 +24,8 @@ from trt.phantom import spine_phantom
 from trt.serving import Serving
 from workers import pipeline as pipelines
 from workers.enhanced import write_enhanced
-from workers.frames import digest_of
 from workers.grid import Canonical, resampling, to_canonical, to_model, to_native
+from workers.identity import digest_of
 from workers.pipeline import Pipeline, open_pipeline
 from workers.prediction import predict_mask
 from workers.readback import read_segmentation
@@ -299,7 +299,7 @@ import json, sys
 from pathlib import Path
 from node import settings
 from workers.pipeline import open_pipeline
-from workers.frames import digest_of
+from workers.identity import digest_of
 
 paths = sorted(Path(sys.argv[1]).iterdir())
 with open_pipeline(settings.Worker(threads=2), settings.Seg()) as pipeline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import time
+from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -147,9 +148,15 @@ def test_uids_change_with_what_changes_the_result(volume, mask, manifest, small)
         uids(digest="0" * 64),
         uids(settings=Seg(series_description="another")),
         uids(recipe=Recipe(Form.SEG, all_frames=True)),
+        uids(manifest=dataclasses.replace(manifest, stride=64)),
+        uids(manifest=dataclasses.replace(manifest, finder=dataclasses.replace(manifest.finder, factor=8))),
+        uids(manifest=dataclasses.replace(manifest, finder=dataclasses.replace(manifest.finder, margin_mm=31.0))),
+        uids(manifest=dataclasses.replace(manifest, finder=dataclasses.replace(manifest.finder, threshold=0.5))),
     ]
-    assert len({plain[0], *(o[0] for o in others)}) == 7
-    assert len({plain[1], *(o[1] for o in others)}) == 7
+    assert len({plain[0], *(o[0] for o in others)}) == 1 + len(others)
+    assert len({plain[1], *(o[1] for o in others)}) == 1 + len(others)
+    elsewhere = dataclasses.replace(manifest.finder, path=Path("/elsewhere/finder.onnx"))
+    assert uids(manifest=dataclasses.replace(manifest, finder=elsewhere)) == plain, "where a file lies is the host's"
     assert {plain[2], *(o[2] for o in others)} == {plain[2]}, "the structure keeps its tracking UID"
 
 
@@ -250,11 +257,18 @@ def test_a_lossy_source_is_carried_on(tmp_path, small, manifest):
         ("SeriesDate", "2026-03-14", "20260314"),
         ("PatientName", "Müller^Änne", "Müller^Änne"),
         ("SpecificCharacterSet", "ISO_IR 999", "ISO_IR 192"),
+        ("SpecificCharacterSet", ["ISO_IR 100", "ISO_IR 192"], "ISO_IR 192"),
+        ("SpecificCharacterSet", ["ISO 2022 IR 100", "ISO 2022 IR 126"], ["ISO 2022 IR 100", "ISO 2022 IR 126"]),
+        ("StudyDate", "20230230", ""),
+        ("SeriesDate", "20230230", "20260314"),
+        ("PatientBirthDate", "18991231", "18991231"),
+        ("PatientBirthDate", "1960.01.02", "19600102"),
+        ("PatientBirthDate", "20230229", ""),
         ("PatientID", "7" * 70, "7" * 70),
         ("PatientName", ["Geheim^Erna", "Geheim^Anna"], "Geheim^Erna"),
-        ("PatientID", ["1", "2"], "1"),
-        ("AccessionNumber", ["1", "2"], "1"),
-        ("StudyID", ["1", "2"], "1"),
+        ("PatientID", ["1", "2"], ["1", "2"]),  # archives file by it, and one of two may be somebody else's
+        ("AccessionNumber", ["1", "2"], ["1", "2"]),
+        ("StudyID", ["1", "2"], ["1", "2"]),
         ("StudyDescription", ["Spine", "Lumbar"], "Spine"),
         ("ReferringPhysicianName", ["A", "B"], "A"),
         ("PatientBirthDate", ["19600101", "19600102"], "19600101"),
@@ -278,6 +292,29 @@ def test_odd_headers_do_not_cost_the_result(keyword, value, kept, tmp_path, smal
     check(small, data, volume, mask, manifest)
     assert parsed(data)[keyword].value == kept
     assert str(volume.sources[0]) == before, "the source's headers stay as they are"
+
+
+@pytest.mark.parametrize("given", ["", None, "ISO_IR 144", "ISO_IR 100"])
+def test_words_of_our_own_are_written_in_characters_that_hold_them(given, tmp_path, small, manifest):
+    datasets = [dcmread(path) for path in write_series(tmp_path, small.lopsided(), small.SPACING)]
+    for dataset in datasets:
+        dataset.SpecificCharacterSet = given
+        if given is None:
+            del dataset.SpecificCharacterSet
+    volume = read_series(datasets)
+    mask = small.labels(volume.voxels.shape)
+    plain = parsed(built(small, volume, mask, manifest))
+    assert plain.get("SpecificCharacterSet") == (given or None), "what fits is left as it is"
+    settings = Seg(series_description="Wirbelsäule 脊椎")
+    dataset = parsed(built(small, volume, mask, manifest, settings))
+    assert dataset.SpecificCharacterSet == "ISO_IR 192"
+    assert dataset.SeriesDescription.startswith("Wirbelsäule 脊椎, ")
+
+
+@pytest.mark.parametrize("words", ["Spine\\AI", "Spine\nAI", "Spine\x1b$B"])
+def test_a_series_description_is_one_line_of_one_value(words):
+    with pytest.raises(ValueError, match="one line without a backslash"):
+        Seg(series_description=words)
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 
 from trt.phantom import spine_phantom
 from workers.enhanced import write_enhanced
-from workers.frames import digest_of
 from workers.grid import to_canonical
+from workers.identity import digest_of, read_identity
 from workers.series import Storage, write_phantom, write_series
 from workers.volume import read_series
 
@@ -33,6 +35,18 @@ def test_the_same_call_writes_the_same_bytes_and_another_seed_another_patient(tm
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID"):
         assert other[keyword].value != first[keyword].value
     assert first.PatientName == "Phantom^Spine"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(b"12", 12), (b"3\\4 ", None), (b"3A", None), (b"nan ", None), (b"", None)]
+)
+def test_an_odd_series_number_is_no_reason_to_refuse_a_file(given, told, tmp_path, small):
+    (path, *_) = write_series(tmp_path, small.lopsided(), small.SPACING)
+    dataset = dcmread(path)
+    tag = Tag("SeriesNumber")
+    dataset[tag] = RawDataElement(tag, "IS", len(given), given, 0, False, True)
+    dataset.save_as(path)
+    assert read_identity(path).series_number == told
 
 
 def test_a_phantom_comes_back_as_it_was_drawn(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from node.errors import DeviceLost, EngineFailure, InvalidInstance, OutOfDisk, PennodeError, Unsuitable
 from node.records import input_digest
 from workers.benches import Bench, Benches
-from workers.frames import read_identity
+from workers.identity import read_identity
 from workers.series import write_phantom
 from workers.tasks import run
 

@@ -12,7 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -145,6 +148,42 @@ def test_a_lossy_source_says_so_in_its_headers(images):
     volume = read_series(images)
     assert volume.sources[0].LossyImageCompression == "01"
     assert volume.sources[0].LossyImageCompressionMethod == "ISO_14495_1"
+
+
+def test_what_one_image_says_of_lossy_compression_holds_for_the_series(images):
+    images[5].LossyImageCompression, images[5].LossyImageCompressionRatio = "01", 7
+    images[5].LossyImageCompressionMethod = "ISO_10918_1"
+    for header in read_series(images).sources:
+        said = (header.LossyImageCompression, header.LossyImageCompressionRatio, header.LossyImageCompressionMethod)
+        assert said == ("01", 7, "ISO_10918_1")
+
+
+@pytest.mark.parametrize("value", [b"3A", b"1\\2 ", b"\xff\xfe", b"nan "])
+def test_an_odd_instance_number_only_costs_an_image_its_name(value, images):
+    tag = Tag("InstanceNumber")
+    for dataset in images:
+        dataset[tag] = RawDataElement(tag, "IS", len(value), value, 0, False, True)
+    assert len(read_series(images).sources) == 6
+    del images[3].ImagePositionPatient
+    assert "file 4 has no position" in refusal(images)
+
+
+def test_an_id_that_some_images_lack_is_no_second_patient(images):
+    images[0].PatientID, images[1].IssuerOfPatientID = "", "HERE"
+    assert len(read_series(images).sources) == 6
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("ImagingFrequency", b"A\\B "), ("PatientWeight", b"A\\B "), ("B1rms", b"\xff\xfe")],
+)
+def test_what_cannot_be_read_and_nobody_needs_is_left_out(keyword, value, images):
+    tag = Tag(tag_for_keyword(keyword))
+    for dataset in images:
+        dataset[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
+    volume = read_series(images)
+    assert keyword not in volume.sources[0]
+    assert "PatientID" in volume.sources[0]
 
 
 def test_private_and_bulky_attributes_are_dropped(images):
@@ -299,6 +338,13 @@ BAD = {
         "no Frame of Reference UID.*de-identification removed it.*keep or replace.*export the series again",
     ),
     "two series": (change("SeriesInstanceUID", "1.2.3", ONE), "two or more series"),
+    "two patients": (change("PatientID", "SOMEBODY-ELSE", ONE), r"name two or more patients \(Patient ID\)"),
+    "two issuers": (
+        lambda images: (
+            change("IssuerOfPatientID", "HERE")(change("IssuerOfPatientID", "THERE", ONE)(images)[:3]) + images[3:]
+        ),
+        "name two or more patients",
+    ),
     "different rows": (change("Rows", 29, ONE), "different sizes .*29 x 24 and 30 x 24"),
     "different columns": (change("Columns", 23, ONE), "different sizes"),
     "different spacing": (change("PixelSpacing", [0.9, 0.9], ONE), "different Pixel Spacing"),
@@ -531,6 +577,19 @@ def in_pairs(dataset):
     positions = [g.PlanePositionSequence[0].ImagePositionPatient for g in frame_groups(dataset)]
     for number, group in enumerate(frame_groups(dataset)):
         group.PlanePositionSequence[0].ImagePositionPatient = positions[number // 2]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_enhanced_slice_thickness_is_the_sources_own(shared, enhanced):
+    frames = enhanced.PerFrameFunctionalGroupsSequence
+    common = enhanced.SharedFunctionalGroupsSequence[0]
+    common.PixelMeasuresSequence[0].SliceThickness = 0.6
+    if not shared:
+        for frame in frames:
+            frame.PixelMeasuresSequence = common.PixelMeasuresSequence
+        del common.PixelMeasuresSequence
+    measures = read_series([enhanced]).sources[0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert (measures.SliceThickness, measures.SpacingBetweenSlices) == (0.6, 0.9)
 
 
 def test_enhanced_with_several_stacks(enhanced):
