@@ -11,11 +11,12 @@ Box = tuple[slice, slice, slice]
 """Frames, rows and columns."""
 
 
-def bounding_box(marked: NDArray[np.bool_]) -> Box:
-    """Return the smallest box that holds all that is marked (frames, rows, columns); something must be."""
-    planes = np.flatnonzero(np.any(marked, axis=(1, 2)))
-    flat = np.any(marked[planes[0] : planes[-1] + 1], axis=0)
-    rows, columns = np.flatnonzero(np.any(flat, axis=1)), np.flatnonzero(np.any(flat, axis=0))
+def bounding_box(marked: NDArray[np.bool_] | NDArray[np.uint8]) -> Box:
+    """Return the smallest box that holds all that is not 0 (frames, rows, columns); something must be."""
+    # Of bytes, the greatest is found several times faster than whether there is any.
+    planes = np.flatnonzero(marked.max(axis=(1, 2)))
+    flat = marked[planes[0] : planes[-1] + 1].max(axis=0)
+    rows, columns = np.flatnonzero(flat.max(axis=1)), np.flatnonzero(flat.max(axis=0))
     return (
         slice(int(planes[0]), int(planes[-1]) + 1),
         slice(int(rows[0]), int(rows[-1]) + 1),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
+from scipy.spatial.distance import cdist
 
 from node.records import derived_uid
 from trt.manifest import Label, Manifest
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MOST = 20  # of one label: what a person can look through; the parts beyond are one lesion together
 _ABNORMAL = "49755003"  # SCT, Morphologically Abnormal Structure (PS3.16 CID 7150)
 _FLAT = 1e-6  # mm; points nearer to a line or plane than this lie on it
+_DIRECTIONS = 8
 _BLOCK = 512  # rows of the table of distances at a time
 
 Points = NDArray[np.float64]
@@ -83,9 +85,11 @@ def find_lesions(
     tracking UIDs are derived from it, since the second lesion of another mask may be another one.
     """
     found: list[Lesion] = []
-    for label in manifest.labels:
-        if is_abnormal(label):
-            found += _of_label(volume, mask == label.value, label, identity)
+    if mask.any():
+        box = bounding_box(mask)
+        for label in manifest.labels:
+            if is_abnormal(label):
+                found += _of_label(volume, mask[box] == label.value, box, label, identity)
     return tuple(found)
 
 
@@ -102,11 +106,15 @@ def frame_ml(volume: Volume) -> NDArray[np.float64]:
     return np.asarray(thickness * volume.spacing[1] * volume.spacing[2] / 1000)
 
 
-def _of_label(volume: Volume, marked: NDArray[np.bool_], label: Label, identity: Sequence[str]) -> Iterator[Lesion]:
+def _of_label(
+    volume: Volume, marked: NDArray[np.bool_], within: Box, label: Label, identity: Sequence[str]
+) -> Iterator[Lesion]:
+    """Yield the lesions of a label; `marked` is where it is in the box `within`."""
     if not marked.any():
         return
-    box = bounding_box(marked)
-    parts, count = ndimage.label(marked[box], np.ones((3, 3, 3)))
+    near = bounding_box(marked)
+    box = moved(near, within)
+    parts, count = ndimage.label(marked[near], np.ones((3, 3, 3)))
     where = np.nonzero(parts)
     sizes = np.bincount(parts[where], weights=frame_ml(volume)[where[0] + box[0].start], minlength=count + 1)[1:]
     order = np.argsort(-sizes, kind="stable") + 1  # equal ones in the order of their first voxels
@@ -138,7 +146,7 @@ def _lesion(
     if parts == 1:
         edge, points = _edge(volume, box, inside)
         diameter = longest(points)
-        planes = [(frame, longest(points[edge == frame])) for frame in frames]
+        planes = [(frame, longest(points[edge == frame])) for frame in _widest(volume, edge, points)]
         slice_frame, in_slice = max(planes, key=lambda plane: plane[1].mm)
     words = meaning_of(label).words
     return Lesion(
@@ -166,11 +174,28 @@ def longest(points: Points) -> Diameter:
     best = (-1.0, 0, 0)
     for start in range(0, len(corners), _BLOCK):
         block = corners[start : start + _BLOCK]
-        squares = ((block[:, None] - corners[None]) ** 2).sum(axis=2)
+        squares = cdist(block, corners, "sqeuclidean")
         first, second = np.unravel_index(int(squares.argmax()), squares.shape)
         if squares[first, second] > best[0]:
             best = (float(squares[first, second]), start + int(first), int(second))
     return Diameter(best[0] ** 0.5, (_point(corners[best[1]]), _point(corners[best[2]])))
+
+
+def _widest(volume: Volume, frames: NDArray[np.intp], points: Points) -> list[int]:
+    """Return the frames, rising, of which one has the longest distance within it: most can be told to have none.
+
+    Seen along one of several directions the points of a frame are as wide as their longest distance, but for the cosine
+    of the greatest angle between it and the nearest direction.
+    """
+    angles = np.arange(_DIRECTIONS) * (np.pi / _DIRECTIONS)
+    rows, columns = (volume.affine[:3, axis] / np.linalg.norm(volume.affine[:3, axis]) for axis in (1, 2))
+    seen = points @ (np.outer(rows, np.cos(angles)) + np.outer(columns, np.sin(angles)))
+    order = np.argsort(frames, kind="stable")
+    there, starts = np.unique(frames[order], return_index=True)
+    seen = seen[order]
+    widths = (np.maximum.reduceat(seen, starts) - np.minimum.reduceat(seen, starts)).max(axis=1)
+    least = np.cos(np.pi / (2 * _DIRECTIONS)) * widths.max()
+    return [int(frame) for frame in there[widths >= least - _FLAT]]
 
 
 def _point(values: Points) -> tuple[float, float, float]:

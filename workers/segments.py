@@ -79,7 +79,7 @@ def segments_of(case: Case) -> Segments:
             "check that it shows the spine, and in a contrast the model was trained on",
         )
     # Most of a series is background, and only the rest is looked at.
-    box = bounding_box(case.mask != 0)
+    box = bounding_box(case.mask)
     inner = case.mask[box]
     counts = {label.value: int(np.count_nonzero(inner == label.value)) for label in case.manifest.labels}
     numbers = np.zeros(256, np.uint8)  # by label value

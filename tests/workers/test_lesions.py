@@ -141,3 +141,17 @@ def test_a_lesion_of_millions_of_voxels_is_measured_in_a_second(small, tumour, t
     (found,) = find(volume, (ball * tumour.value).astype(np.uint8))
     assert time.monotonic() - started < 3
     assert found.diameter.mm == pytest.approx(110)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_longest_distance_within_a_slice_is_that_of_all_slices(volume, tumour, seed):
+    random = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1)
+    centre, radii = np.array(SHAPE) / 2, random.uniform(3, 9, 3)
+    turned = (grid - centre) @ np.linalg.qr(random.normal(size=(3, 3)))[0]
+    mask = (((turned / radii) ** 2).sum(axis=-1) < 1).astype(np.uint8) * tumour.value
+    (one,) = find(volume, mask)
+    pixels = [np.argwhere(plane) * volume.spacing[1:] for plane in mask]
+    far = [max((np.linalg.norm(points - p, axis=1).max() for p in points), default=-1) for points in pixels]
+    assert one.in_slice.mm == pytest.approx(max(far))
+    assert far[one.slice_frame] == pytest.approx(max(far))
