@@ -14,16 +14,12 @@ from node.forms import SOP_CLASSES, Form, Recipe
 from node.records import RESEARCH_NOTICE
 from workers import segments
 from workers.case import Case
+from workers.ownership import belongs
 from workers.readback import Reading, Segment, described, read_back, shown
 from workers.seg import FULL, SYNTAXES, TYPES
 from workers.volume import Volume
 from workers.writing import TELL_US, translated
 
-# What every object says about patient and study as its source does (PS3.3 C.7.1.1, C.7.2.1).
-_OF_STUDY = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
-    "StudyID", "AccessionNumber",
-)  # fmt: skip
 _NEEDED = (
     "SeriesInstanceUID", "SeriesNumber", "SeriesDate", "SeriesDescription", "ReferencedSeriesSequence",
     "SegmentSequence", "SoftwareVersions", "DeviceSerialNumber", "DimensionIndexSequence",
@@ -49,7 +45,10 @@ def check_segmentation(data: bytes, case: Case, recipe: Recipe) -> None:
     with translated():
         _check_voxels(reading, case, recipe)
         _check_identity(reading.dataset, case, recipe)
-        _check_study(reading.dataset, case)
+        _require(
+            belongs(reading.dataset, case.volume.sources[0]),
+            "the written segmentation names another patient or study than its series",
+        )
         _check_references(reading, case.volume)
         _check_segments(reading.dataset, case)
 
@@ -60,7 +59,18 @@ def _require(right: object, reason: str) -> None:
 
 
 def _check_voxels(reading: Reading, case: Case, recipe: Recipe) -> None:
-    _require(np.array_equal(reading.mask, case.segments.mask), "the written segmentation differs from the mask")
+    """Hold what was read against the model's own mask as well: segments may have been made of it wrongly."""
+    box, listed = case.segments.box, case.segments.listed
+    inside = reading.mask[box]
+    values = np.zeros(256, np.uint8)  # by segment number
+    values[[segment.number for segment in listed]] = [segment.label.value for segment in listed]
+    within = np.count_nonzero(inside)
+    _require(
+        np.array_equal(inside, case.segments.mask[box])
+        and np.array_equal(values[inside], case.mask[box])
+        and within == int(reading.filled.sum()) == np.count_nonzero(case.mask),  # so that nothing lies outside the box
+        "the written segmentation differs from the mask",
+    )
     each = 1 if recipe.form is Form.LABELMAP else len(case.segments.listed)
     right = len(reading.places) == each * len(reading.mask) if recipe.all_frames else reading.filled.all()
     _require(right, "the written segmentation has too many frames, or too few")
@@ -87,12 +97,6 @@ def _check_identity(dataset: Dataset, case: Case, recipe: Recipe) -> None:
     _require(
         dataset.get("ContentDescription") == RESEARCH_NOTICE, "the written segmentation does not say: for research only"
     )
-
-
-def _check_study(dataset: Dataset, case: Case) -> None:
-    source = case.sources[0]
-    same = all(str(dataset.get(keyword, "")) == str(source.get(keyword, "")) for keyword in _OF_STUDY)
-    _require(same, "the written segmentation names another patient or study than its series")
 
 
 def _check_references(reading: Reading, volume: Volume) -> None:
