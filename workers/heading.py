@@ -162,7 +162,7 @@ def read_back(data: bytes, case: Case, recipe: Recipe, what: str) -> Dataset:
     return dataset
 
 
-def refuse_unless(holds: bool, reason: str) -> None:
+def refuse_unless(holds: object, reason: str) -> None:
     """Raise `InvalidResult` for what may not leave the worker."""
     if not holds:
         raise InvalidResult(reason, TELL_US)
