@@ -7,6 +7,7 @@ each. There are hundreds of the latter, so that attributes are looked up by tag,
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 from pydicom import Dataset
@@ -66,15 +67,21 @@ def _check_measures(dataset: Dataset, case: Case) -> None:
 def _check_groups(reading: Reading, volume: Volume) -> None:
     shared = reading.dataset.SharedFunctionalGroupsSequence[0].keys()
     expected = _expected(volume)
+    right: set[tuple[object, int]] = set()  # segments on one slice refer to its image by the same bytes
     for group, place in zip(reading.dataset.PerFrameFunctionalGroupsSequence, reading.places, strict=True):
         refuse_unless(
             shared.isdisjoint(group.keys()), "a frame of the segmentation says otherwise what all its frames share"
         )
+        raw = group.get_item(_DERIVATION).value if _DERIVATION in group else b""
+        raw = raw if isinstance(raw, bytes) else id(raw)  # of undefined length, and parsed already
+        if (raw, place) in right:
+            continue
         image = _only(_only(group, _DERIVATION), _SOURCE_IMAGE)
         refuse_unless(
             [_value(image, tag) for tag in _REFERENCE] == expected[place],
             "a frame of the segmentation does not refer to the image it lies on, or to others",
         )
+        right.add((raw, place))
 
 
 def _expected(volume: Volume) -> list[list[object]]:
@@ -116,8 +123,9 @@ def _corresponds(values: tuple[int, ...], meant: tuple[int, ...]) -> bool:
 
 
 def _indices(group: Dataset) -> tuple[int, ...]:
-    value = _value(_only(group, _CONTENT), _INDEX)
-    return (value,) if isinstance(value, int) else tuple(value or ())
+    content = _only(group, _CONTENT)
+    raw = content.get_item(_INDEX).value if _INDEX in content else b""
+    return struct.unpack(f"<{len(raw) // 4}I", raw)
 
 
 def _only(holder: Dataset, tag: Any) -> Dataset:

@@ -43,7 +43,7 @@ def _is_kept(dataset: Dataset, source: Dataset, keyword: str, allowed: re.Patter
 
 def _is_date_of(dataset: Dataset, source: Dataset, keyword: str) -> bool:
     found, given = _text(dataset, keyword).strip(), _text(source, keyword).strip()
-    return found in (given, _date(given))
+    return found in (given, _date(given)) or (not found and _date(given) != given)
 
 
 def _date(given: str) -> str:
