@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pydicom.tag import Tag
 
 from node.errors import InvalidResult
 from node.forms import SEGMENTATIONS, Form, Recipe
@@ -28,17 +29,19 @@ _NOTICE: dict[Form, tuple[str, ...]] = {
     Form.SC_MULTIFRAME: ("ImageComments", "DerivationDescription"),
     Form.SR: (),  # somewhere in its content
 }
-# Where each form names its source (PS3.3 C.8.20.2 and C.11.11, C.17.2, C.12.4, C.8.8.5).
+# Where each form names its source: Common Instance Reference (PS3.3 C.12.2) and Derivation Image (C.7.6.16.2.6) of
+# segmentations, C.11.11, C.8.8.5, C.12.4, C.17.2.
 _SOURCE: dict[Form, tuple[str, ...]] = {
-    Form.SEG: ("ReferencedSeriesSequence",),
-    Form.LABELMAP: ("ReferencedSeriesSequence",),
-    Form.FRACTIONAL: ("ReferencedSeriesSequence",),
+    Form.SEG: ("ReferencedSeriesSequence", "PerFrameFunctionalGroupsSequence"),
+    Form.LABELMAP: ("ReferencedSeriesSequence", "PerFrameFunctionalGroupsSequence"),
+    Form.FRACTIONAL: ("ReferencedSeriesSequence", "PerFrameFunctionalGroupsSequence"),
     Form.GSPS: ("ReferencedSeriesSequence",),
     Form.RTSTRUCT: ("ReferencedFrameOfReferenceSequence",),
     Form.SC: ("SourceImageSequence",),
     Form.SC_MULTIFRAME: ("SourceImageSequence",),
     Form.SR: ("CurrentRequestedProcedureEvidenceSequence", "ContentSequence"),
 }
+_DERIVATION = Tag("DerivationImageSequence")
 _ALWAYS = ("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID")
 _MOST_ITEMS = 100_000
 
@@ -84,14 +87,19 @@ def inspect(
     form = recipe.form
     try:
         ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_ALWAYS, *_NOTICE[form], *_SOURCE[form]])
-        found = (str(ds.SOPInstanceUID), str(ds.SOPClassUID))
+        # What is sent on is described by its file meta information (`node.outgoing`).
+        meta = ds.file_meta
+        found = {
+            (str(ds.SOPInstanceUID), str(ds.SOPClassUID)),
+            (str(meta.MediaStorageSOPInstanceUID), str(meta.MediaStorageSOPClassUID)),
+        }
         study = str(ds.StudyInstanceUID)
         belongs = _belongs(ds, form, origin)
         evidence = set(_evidence(ds)) if recipe.of else set()
         said = list(_sentences(ds, form))
     except UNREADABLE as error:
         raise InvalidResult(f"a result object is not usable ({type(error).__name__})", "check the worker") from error
-    if found != (sop_uid, sop_class_uid):
+    if found != {(sop_uid, sop_class_uid)}:
         raise InvalidResult("a result object is not the one its manifest names", "check the worker")
     if study != origin.study_uid or not belongs:
         raise InvalidResult(f"a result object ({form}) belongs to another study or series", "check the worker")
@@ -102,7 +110,10 @@ def inspect(
 
 
 def _belongs(ds: Dataset, form: Form, origin: Origin) -> bool:
-    """Tell whether the object refers to the series, and to no image that is not of it where it names images."""
+    """Tell whether the object refers to the series and, unless it is a report, to no other.
+
+    Where segmentations, presentation states and captures name images, each is of the series.
+    """
     if form is Form.SR:
         return any(
             item.StudyInstanceUID == origin.study_uid and origin.series_uid in _series(item)
@@ -122,11 +133,26 @@ def _belongs(ds: Dataset, form: Form, origin: Origin) -> bool:
     if form in (Form.SC, Form.SC_MULTIFRAME):
         sources = {str(item.ReferencedSOPInstanceUID) for item in ds.SourceImageSequence}
         return bool(sources) and sources <= set(origin.sop_uids)
-    return origin.series_uid in _series(ds)
+    return _series(ds) == [origin.series_uid] and set(_images(ds)) <= set(origin.sop_uids)
 
 
 def _series(holder: Dataset) -> list[str]:
     return [str(item.SeriesInstanceUID) for item in holder.ReferencedSeriesSequence]
+
+
+def _images(ds: Dataset) -> Iterator[str]:
+    """Yield the SOP Instance UIDs of the images that an object names, all together and frame by frame."""
+    for series in ds.ReferencedSeriesSequence:
+        for keyword in ("ReferencedInstanceSequence", "ReferencedImageSequence"):  # the latter of presentation states
+            yield from (str(item.ReferencedSOPInstanceUID) for item in series.get(keyword) or ())
+    seen = set()
+    for frame in ds.get("PerFrameFunctionalGroupsSequence") or ():
+        # Frames of several segments on one slice say so by the same bytes, and to parse them takes longest.
+        raw = frame.get_item(_DERIVATION).value if _DERIVATION in frame else b""
+        if not isinstance(raw, bytes) or raw not in seen:
+            seen.add(raw if isinstance(raw, bytes) else b"")
+            for derived in frame.get("DerivationImageSequence") or ():
+                yield from (str(item.ReferencedSOPInstanceUID) for item in derived.get("SourceImageSequence") or ())
 
 
 def _evidence(ds: Dataset) -> Iterator[str]:

@@ -20,6 +20,7 @@ from node.errors import InvalidResult
 from node.forms import SOP_CLASSES, Form, Recipe
 from workers.case import Case
 from workers.frames import copied
+from workers.ownership import belongs
 from workers.writing import TELL_US, translated
 
 _PATIENT = (
@@ -154,18 +155,14 @@ def read_back(data: bytes, case: Case, recipe: Recipe, what: str) -> Dataset:
     """
     with translated(what):
         dataset = dcmread(io.BytesIO(data))
-        source = case.volume.sources[0]
-        same = all(
-            str(dataset.get(keyword, "")) == str(source.get(keyword, ""))
-            for keyword in ("PatientID", "PatientName", "StudyInstanceUID")
-        )
+        same = belongs(dataset, case.volume.sources[0])
         kind = str(dataset.SOPClassUID)
     refuse_unless(same, f"the written {what} names another patient or study than its series")
     refuse_unless(kind == SOP_CLASSES[recipe.form], f"the written {what} is an object of another class")
     return dataset
 
 
-def refuse_unless(holds: bool, reason: str) -> None:
+def refuse_unless(holds: object, reason: str) -> None:
     """Raise `InvalidResult` for what may not leave the worker."""
     if not holds:
         raise InvalidResult(reason, TELL_US)

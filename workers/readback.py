@@ -22,6 +22,8 @@ from workers.writing import TELL_US, translated
 
 # A result's frames lie on those of its source; decimal strings round far below this, and slices are never so close.
 POSITION_TOLERANCE_MM = 0.01
+_COSINE_TOLERANCE = 1e-5  # decimal strings round far below this
+_LENGTH_TOLERANCE = 2e-3  # of a direction as its source has it (`workers.suitability`), and ours is the source's
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Segment:
 class Reading:
     """A Segmentation as read: the data set, and its mask (frames, rows, columns) uint8 on the grid of its volume.
 
-    `mask` holds segment numbers, 0 background. Of each frame of the object, in its order, `places` tells the frame of
-    the volume that it lies on, and `filled` how many of its pixels are in a segment.
+    `mask` holds segment numbers, 0 background. Of each frame of the object, in its order, `numbers` tells its segment's
+    number, 1 in a label map, `places` the frame of the volume that it lies on, and `filled` how many of its pixels are
+    in a segment.
     """
 
     dataset: Dataset
     mask: NDArray[np.uint8]
+    numbers: tuple[int, ...]
     places: NDArray[np.intp]
     filled: NDArray[np.intp]
 
@@ -68,19 +72,18 @@ def read_back(data: bytes, volume: Volume) -> Reading:
         kind = str(dataset.SegmentationType)
         shared = dataset.SharedFunctionalGroupsSequence[0]
         groups = dataset.PerFrameFunctionalGroupsSequence
-        orientation = [float(v) for v in shared.PlaneOrientationSequence[0].ImageOrientationPatient]
+        orientation = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
         spacing = [float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing]
         positions = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], float)
         numbers = [1] * len(groups) if kind == "LABELMAP" else [_segment_number(group, shared) for group in groups]
         full = int(dataset.MaximumFractionalValue) if kind == "FRACTIONAL" else 1
         reference, size = str(dataset.FrameOfReferenceUID), (int(dataset.Rows), int(dataset.Columns))
         count = int(dataset.NumberOfFrames)
-    directions = volume.affine[:3, :3] / np.array(volume.spacing)
     if (
         reference != volume.frame_of_reference_uid
         or count != len(groups)
         or size != volume.voxels.shape[1:]
-        or not np.allclose(orientation, [*directions[:, 2], *directions[:, 1]], atol=1e-3)
+        or not _is_along(orientation, volume)
         or not np.allclose(spacing, volume.spacing[1:], rtol=1e-4)
     ):
         raise InvalidResult("the segmentation does not lie on the grid of its series", TELL_US)
@@ -98,12 +101,21 @@ def read_back(data: bytes, volume: Volume) -> Reading:
             np.bitwise_or(mask[place], plane, out=mask[place])
     if int(filled.sum()) != np.count_nonzero(mask):  # voxels that are in two segments, or in two frames, count twice
         raise InvalidResult("two segments overlap", TELL_US)
-    return Reading(dataset, mask, places, filled)
+    return Reading(dataset, mask, tuple(numbers), places, filled)
 
 
 def described(dataset: Dataset) -> list[Dataset]:
     """Return the descriptions of segments, without that of the background, number 0, which a label map has."""
     return [item for item in dataset.SegmentSequence if int(item.SegmentNumber)]
+
+
+def _is_along(orientation: NDArray[np.float64], volume: Volume) -> bool:
+    """Tell whether directions (2, 3) of a row and of a column are those of `volume`, whose own have unit length."""
+    lengths = np.linalg.norm(orientation, axis=1, keepdims=True)
+    if not np.allclose(lengths, 1, atol=_LENGTH_TOLERANCE):
+        return False
+    directions = (volume.affine[:3, :3] / np.array(volume.spacing)).T[[2, 1]]
+    return np.allclose(orientation / lengths, directions, rtol=0, atol=_COSINE_TOLERANCE)
 
 
 def _frames(dataset: Dataset, count: int, size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:

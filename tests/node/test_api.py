@@ -204,10 +204,13 @@ def test_a_result_said_twice_is_taken_once(site: Site) -> None:
 @pytest.mark.parametrize("name", ["liver", "partial_overlaps"])
 def test_a_segmentation_written_by_others_is_taken(name: str, site: Site) -> None:
     ds = pydicom.dcmread(real_data("seg_by_others", f"{name}.dcm"))
-    series = str(ds.ReferencedSeriesSequence[0].SeriesInstanceUID)
+    (referenced,) = ds.ReferencedSeriesSequence
+    series = str(referenced.SeriesInstanceUID)
     ds.ContentDescription, whole = RESEARCH_NOTICE, io.BytesIO()
     ds.save_as(whole)
-    site.ledger.record(instance(1, series, study_uid=str(ds.StudyInstanceUID)))
+    for number, item in enumerate(referenced.ReferencedInstanceSequence, 1):
+        sop_uid = str(item.ReferencedSOPInstanceUID)
+        site.ledger.record(instance(number, series, study_uid=str(ds.StudyInstanceUID), sop_uid=sop_uid))
     site.job = seal(site.ledger, series)
     fence = site.claim()
     answer = site.put(fence, bundle(("SEG", str(ds.SOPInstanceUID), whole.getvalue())))

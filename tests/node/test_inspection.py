@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset, dcmread
 
 from node.errors import InvalidResult
 from node.forms import SOP_CLASSES, Recipe
@@ -86,6 +88,51 @@ def test_a_report_of_another_segmentation_does_not(tmp_path: Path) -> None:
     for of in ("2.25.2", ""):
         with pytest.raises(InvalidResult, match="not beside it"):
             look("SR:SEG", result("SR:SEG", "2.25.77", of=of), tmp_path)
+
+
+def frames_of(*sop_uids: str) -> list[Dataset]:
+    """Frames, each derived from one of these images."""
+    images = [items({"ReferencedSOPInstanceUID": one}) for one in sop_uids]
+    return items(*({"DerivationImageSequence": items({"SourceImageSequence": image})} for image in images))
+
+
+def series_of(*sop_uids: str, keyword: str = "ReferencedInstanceSequence") -> list[Dataset]:
+    """What refers to the series and to these images of it."""
+    images = items(*({"ReferencedSOPInstanceUID": one} for one in sop_uids))
+    return items({"SeriesInstanceUID": SERIES, keyword: images})
+
+
+@pytest.mark.parametrize("key", ["SEG", "LABELMAP", "FRACTIONAL"])
+def test_each_frame_of_a_segmentation_is_of_an_image_of_the_series(key: str, tmp_path: Path) -> None:
+    mine = [f"{SERIES}.1", f"{SERIES}.2", f"{SERIES}.1"]
+    look(key, made(key, PerFrameFunctionalGroupsSequence=frames_of(*mine)), tmp_path)
+    with pytest.raises(InvalidResult, match="another study or series"):
+        look(key, made(key, PerFrameFunctionalGroupsSequence=frames_of(*mine, "1.9.9")), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["SEG", "LABELMAP", "FRACTIONAL", "GSPS"])
+def test_what_refers_to_the_series_refers_to_its_images_and_to_no_other(key: str, tmp_path: Path) -> None:
+    keyword = "ReferencedImageSequence" if key == "GSPS" else "ReferencedInstanceSequence"
+    look(key, made(key, ReferencedSeriesSequence=series_of(*ORIGIN.sop_uids, keyword=keyword)), tmp_path)
+    foreign = [
+        series_of(f"{SERIES}.1", "1.9.9", keyword=keyword),
+        [*series_of(f"{SERIES}.1", keyword=keyword), *items({"SeriesInstanceUID": "1.2.9"})],
+        [*series_of(f"{SERIES}.1", keyword=keyword), *series_of(f"{SERIES}.2", keyword=keyword)],
+    ]
+    for named in foreign:
+        with pytest.raises(InvalidResult, match="another study or series"):
+            look(key, made(key, ReferencedSeriesSequence=named), tmp_path)
+
+
+@pytest.mark.parametrize("keyword", ["MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID"])
+@pytest.mark.parametrize("key", KEYS)
+def test_file_meta_information_names_what_the_data_set_is(key: str, keyword: str, tmp_path: Path) -> None:
+    dataset = dcmread(BytesIO(made(key)))
+    setattr(dataset.file_meta, keyword, "1.2.840.10008.5.1.4.1.1.2")
+    buffer = BytesIO()
+    dataset.save_as(buffer)
+    with pytest.raises(InvalidResult, match="not the one its manifest names"):
+        look(key, buffer.getvalue(), tmp_path)
 
 
 BROKEN: dict[str, tuple[str, Callable[[], bytes]]] = {

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,15 +23,37 @@ from node.errors import ConfigurationError, InvalidResult, Unsuitable
 from node.forms import DEFAULT, Form, Recipe
 from node.records import RESEARCH_NOTICE
 from node.settings import Seg
+from tests.workers import made
 from trt.manifest import Code as LabelCode
 from trt.manifest import Label
 from workers.case import CHARACTER_SETS
 from workers.codes import MEANINGS, Meaning, meaning_of
 from workers.inspection import check_segmentation
+from workers.results import BUILDERS
 from workers.seg import build_segmentation
 from workers.series import write_series
 from workers.volume import read_series
 from workers.writing import write
+
+ROOT = Path(__file__).parents[2]
+# What another host does with the files of `made.images`: sha256 of all objects, by the keys of their recipes.
+ELSEWHERE = """
+import json, sys
+from pathlib import Path
+from node.forms import Recipe
+from node.settings import Seg
+from tests.workers import made
+from workers.case import Case
+from workers.results import make_objects
+from workers.volume import read_series
+volume = read_series([Path(name) for name in sys.argv[2:]])
+mask = made.placed(made.anatomy(), volume, "oblique")
+case = Case(volume, mask, made.manifest(), made.ENGINE, made.DIGEST, Seg())
+found = {}
+for one in make_objects(case, [Recipe.parse(key) for key in json.loads(sys.argv[1])]):
+    found.setdefault(one.form, []).append(one.sha256)
+print(json.dumps(found))
+"""
 
 
 def built(small, volume, mask, manifest, settings=None, recipe=DEFAULT[0]):
@@ -127,12 +153,28 @@ def test_dciodvfy_finds_no_fault(volume, mask, manifest, tmp_path, dciodvfy, sma
         assert dciodvfy(path) == []
 
 
-def test_the_same_input_gives_the_same_bytes_at_another_time_and_on_another_host(volume, mask, manifest, small):
+def test_the_same_input_gives_the_same_bytes_at_another_time(volume, mask, manifest, small):
     first = built(small, volume, mask, manifest)
     time.sleep(1.01)  # beyond the resolution of a DICOM time in seconds
     assert built(small, volume, mask, manifest) == first
     busier = small.case(volume, mask, manifest, engine={**small.ENGINE, "threads": "64", "device": "b"})
     assert write(build_segmentation(busier)) == first
+
+
+@pytest.mark.parametrize("enhanced", [False, True], ids=["classic", "enhanced"])
+def test_the_same_input_gives_the_same_bytes_on_another_host(enhanced, tmp_path):
+    paths = [str(path) for path in made.images(tmp_path, "oblique", enhanced=enhanced)]
+    keys = [str(form) for form in BUILDERS] + ["SEG+deflated", "LABELMAP+rle", "SR:SEG"]
+    hosts = [({"PYTHONHASHSEED": "1", "TZ": "UTC"}, paths), ({"PYTHONHASHSEED": "99", "TZ": "Asia/Tokyo"}, paths[::-1])]
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, json.dumps(keys), *files],
+            env={**os.environ, **host, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+        ).stdout
+        for host, files in hosts
+    ]  # fmt: skip
+    assert json.loads(found[0]).keys() >= set(keys)
+    assert found[0] == found[1]
 
 
 def test_uids_change_with_what_changes_the_result(volume, mask, manifest, small):
