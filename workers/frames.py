@@ -197,7 +197,8 @@ def copied(dataset: Dataset, keep: Callable[[BaseTag], bool] = lambda tag: True)
     new.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
     for tag in dataset.keys():  # noqa: SIM118 - iterating a Dataset parses every element
         if keep(tag):
-            new[tag] = copy(dataset.get_item(tag))
+            element = dataset.get_item(tag)
+            new[tag] = element if element.is_raw else copy(element)  # what is raw cannot be changed
     return new
 
 

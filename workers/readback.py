@@ -7,13 +7,15 @@ Nothing here looks at what was in memory when the object was built. What it must
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import RLELossless
 
 from node.errors import InvalidResult
@@ -24,6 +26,9 @@ from workers.writing import TELL_US, translated
 POSITION_TOLERANCE_MM = 0.01
 _COSINE_TOLERANCE = 1e-5  # decimal strings round far below this
 _LENGTH_TOLERANCE = 2e-3  # of a direction as its source has it (`workers.suitability`), and ours is the source's
+
+
+_PLACE, _SEGMENT = Tag("PlanePositionSequence"), Tag("SegmentIdentificationSequence")
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,10 @@ def read_back(data: bytes, volume: Volume) -> Reading:
         groups = dataset.PerFrameFunctionalGroupsSequence
         orientation = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
         spacing = [float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing]
-        positions = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], float)
-        numbers = [1] * len(groups) if kind == "LABELMAP" else [_segment_number(group, shared) for group in groups]
+        positions = np.array(_of_each(groups, shared, _PLACE, "ImagePositionPatient"), float)
+        numbers = [1] * len(groups)
+        if kind != "LABELMAP":
+            numbers = [int(number) for number in _of_each(groups, shared, _SEGMENT, "ReferencedSegmentNumber")]
         full = int(dataset.MaximumFractionalValue) if kind == "FRACTIONAL" else 1
         reference, size = str(dataset.FrameOfReferenceUID), (int(dataset.Rows), int(dataset.Columns))
         count = int(dataset.NumberOfFrames)
@@ -144,9 +151,23 @@ def _places(positions: NDArray[np.float64], volume: Volume) -> NDArray[np.intp]:
     return places
 
 
-def _segment_number(group: Dataset, shared: Dataset) -> int:
-    holder = group if "SegmentIdentificationSequence" in group else shared
-    return int(holder.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+def _of_each(groups: Iterable[Dataset], shared: Dataset, tag: BaseTag, keyword: str) -> list[Any]:
+    """Return an attribute of the functional group `tag` of each frame; where it has none, of what all share.
+
+    Frames on one slice, or of one segment, say so by the same bytes, which are parsed once.
+    """
+    known: dict[bytes, Any] = {}
+    found = []
+    for group in groups:
+        holder = group if tag in group else shared
+        raw = holder.get_item(tag).value if tag in holder else None
+        if not isinstance(raw, bytes):  # of undefined length, and parsed already, or absent
+            found.append(holder[tag].value[0][keyword].value)
+            continue
+        if raw not in known:
+            known[raw] = holder[tag].value[0][keyword].value
+        found.append(known[raw])
+    return found
 
 
 def shown(item: Dataset) -> Segment:

@@ -12,6 +12,7 @@ from node.errors import ConfigurationError
 from node.forms import SEGMENTATIONS, Form, Recipe
 from workers.capture import build_captures, check_capture
 from workers.case import Case
+from workers.encoding import Encoder
 from workers.inspection import check_segmentation
 from workers.prediction import timed
 from workers.presentation import build_presentation, check_presentation
@@ -81,13 +82,14 @@ def make_objects(
     require(recipes)
     timings = {} if timings is None else timings
     made: dict[str, Dataset] = {}
+    encoder = Encoder()
     results: list[ResultObject] = []
     for recipe in sorted(recipes, key=lambda recipe: recipe.form not in SEGMENTATIONS):
         with timed(timings, "write"):
             objects = BUILDERS[recipe.form](case, recipe, made)
             if recipe.form in SEGMENTATIONS:
                 (made[recipe.key],) = objects
-            written = [_written(one, recipe, several=len(objects) > 1) for one in objects]
+            written = [_written(one, recipe, encoder, several=len(objects) > 1) for one in objects]
         with timed(timings, "check"):
             for result in written:
                 CHECKS[recipe.form](result.data, case, recipe)
@@ -109,8 +111,8 @@ def require(recipes: Iterable[Recipe]) -> None:
             )
 
 
-def _written(dataset: Dataset, recipe: Recipe, *, several: bool) -> ResultObject:
-    data = write(dataset)
+def _written(dataset: Dataset, recipe: Recipe, encoder: Encoder, *, several: bool) -> ResultObject:
+    data = write(dataset, encoder)
     number = f"{dataset.SeriesNumber}.{dataset.InstanceNumber}" if several else f"{dataset.SeriesNumber}"
     return ResultObject(
         name=f"{number}.{recipe.form.lower()}.dcm",

@@ -127,8 +127,11 @@ def _decode(
             padding = _padding(image.header)
         for frame_number, stored in iter_frames(source, image):
             index, frame = place[number, frame_number]
-            with np.errstate(over="ignore"):  # found below
-                voxels[index] = stored * np.float64(frame.slope) + frame.intercept
+            if (frame.slope, frame.intercept) == (1, 0):
+                voxels[index] = stored
+            else:
+                with np.errstate(over="ignore"):  # found below
+                    voxels[index] = stored * np.float64(frame.slope) + frame.intercept
             if padding is not None:
                 beyond = (stored >= padding[0]) & (stored <= padding[1])
                 if beyond.any():
