@@ -65,7 +65,8 @@ class Encoder:
 def _alone(element: DataElement, characters: list[str]) -> bytes:
     buffer = little_endian()
     write_data_element(buffer, element, convert_encodings(characters))
-    return buffer.getvalue()
+    encoded: bytes = buffer.getvalue()
+    return encoded
 
 
 def little_endian() -> DicomBytesIO:
