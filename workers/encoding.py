@@ -24,7 +24,7 @@ class Encoder:
     """Encodes data sets, and remembers the elements it has encoded; one serves what is made of one series."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int, str, str], bytes] = {}
+        self._known: dict[tuple[str, int, str, int, str], bytes] = {}
 
     def encode(self, dataset: Dataset) -> bytes:
         """Return a data set without its file meta information; what pydicom raises for a value is not caught."""
@@ -34,7 +34,8 @@ class Encoder:
     def _elements(self, dataset: Dataset, characters: list[str]) -> bytes:
         parts: list[bytes] = []
         for element in dataset.elements():
-            parts += self._element(element, dataset, characters)
+            parsed = dataset[element.tag] if element.is_raw else element
+            parts += self._element(parsed, dataset, characters)
         return b"".join(parts)
 
     def _element(self, element: DataElement, dataset: Dataset, characters: list[str]) -> tuple[bytes, ...]:
@@ -47,9 +48,9 @@ class Encoder:
         if vr in _PIXELS and isinstance(element.value, bytes) and len(element.value) % 2 == 0:
             value = element.value  # megabytes, which need not be copied on the way
             return _LONG.pack(element.tag.group, element.tag.element, vr.encode(), len(value)), value
-        if element.VM > _MANY:
+        if element.is_empty or element.VM > _MANY:
             return (_alone(element, characters),)
-        key = "\\".join(characters), element.tag, vr, str(element.value)
+        key = "\\".join(characters), element.tag, vr, element.VM, str(element.value)
         if key not in self._known:
             self._known[key] = _alone(element, characters)
         return (self._known[key],)
