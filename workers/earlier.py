@@ -24,6 +24,7 @@ from node.forms import SEGMENTATIONS, SOP_CLASSES
 from node.records import is_uid
 from workers.codes import meaning_of
 from workers.frames import readable
+from workers.lesions import depths
 
 if TYPE_CHECKING:
     from workers.lesions import Lesion
@@ -147,6 +148,10 @@ def _read(dataset: Dataset) -> Earlier:
         holder = group if "SegmentIdentificationSequence" in group else shared
         numbers.append(0 if label_map else int(holder.SegmentIdentificationSequence[0].ReferencedSegmentNumber))
         positions.append([float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient])
+    # Frames of all segments tell where slices lie: a lesion's own leave out those beside it.
+    heights = np.array(positions) @ steps[0] / gap
+    slices, places_of = np.unique(np.round(heights, 3), return_inverse=True)
+    voxel_ml = depths(slices, gap)[places_of] * rows * columns / 1000
     lesions = []
     for segment in dataset.SegmentSequence:
         number, words, uid = int(segment.SegmentNumber), str(segment.get("TrackingID")), str(segment.get("TrackingUID"))
@@ -157,10 +162,9 @@ def _read(dataset: Dataset) -> Earlier:
             own = np.flatnonzero((frames == number).any(axis=(1, 2)))
         else:
             own = np.flatnonzero(np.array(numbers) == number)
-        places = np.array(positions)[own]
-        order = np.argsort(places @ steps[0], kind="stable")
+        own = own[np.argsort(heights[own], kind="stable")]
         code = segment.SegmentedPropertyTypeCodeSequence[0]
-        pixels = frames[own[order]] == number if label_map else frames[own[order]] >= least
+        pixels = frames[own] == number if label_map else frames[own] >= least
         if not pixels.any():
             continue
         lesions.append(
@@ -169,9 +173,9 @@ def _read(dataset: Dataset) -> Earlier:
                 tracking_id=words[:64],
                 tracking_uid=uid,
                 code=(str(code.CodeValue), str(code.CodingSchemeDesignator)),
-                volume_ml=float(pixels.sum()) * abs(float(np.linalg.det(steps))) / 1000,
+                volume_ml=float(np.count_nonzero(pixels, axis=(1, 2)) @ voxel_ml[own]),
                 pixels=pixels,
-                positions=places[order],
+                positions=np.array(positions)[own],
                 steps=steps,
             )
         )

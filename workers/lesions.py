@@ -19,6 +19,7 @@ from node.records import derived_uid
 from trt.manifest import Label, Manifest
 from workers.box import Box, bounding_box, moved
 from workers.codes import meaning_of
+from workers.suitability import MISSING
 from workers.volume import Volume
 
 if TYPE_CHECKING:
@@ -94,16 +95,21 @@ def find_lesions(
 
 
 def frame_ml(volume: Volume) -> NDArray[np.float64]:
-    """Return the volume (frames,) in ml of one voxel of each frame.
-
-    A frame reaches half way to each of its neighbours, so that unevenly spaced slices count for what they stand for;
-    the first and the last reach as far outwards as inwards.
-    """
+    """Return the volume (frames,) in ml of one voxel of each frame."""
     normal = volume.affine[:3, 0] / np.linalg.norm(volume.affine[:3, 0])
     heights = (volume.positions - volume.positions[0]) @ normal
-    gaps = np.diff(heights) if len(heights) > 1 else np.array([volume.spacing[0]])
-    thickness = (np.concatenate([gaps[:1], gaps]) + np.concatenate([gaps, gaps[-1:]]))[: len(heights)] / 2
-    return np.asarray(thickness * volume.spacing[1] * volume.spacing[2] / 1000)
+    return depths(heights, volume.spacing[0]) * volume.spacing[1] * volume.spacing[2] / 1000
+
+
+def depths(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+    """Return how many mm (frames,) of the patient frames at rising `heights` (frames,) in mm stand for.
+
+    A frame reaches half way to each of its neighbours, so that unevenly spaced slices count for what they stand for.
+    Where there is none, or the next is a slice and a half of `gap` off or more, one is taken to lie `gap` away.
+    """
+    gaps = np.diff(heights, prepend=-np.inf, append=np.inf)
+    gaps[gaps >= MISSING * gap] = gap
+    return np.asarray((gaps[:-1] + gaps[1:]) / 2)
 
 
 def _of_label(

@@ -181,6 +181,26 @@ def test_a_coarser_grid_covers_the_same_place(tmp_path, then):
     assert held.sum() * np.prod(then.volume.spacing) / 1000 == pytest.approx(before.volume_ml)
 
 
+@pytest.mark.parametrize("key", ["SEG", "LABELMAP", "FRACTIONAL"])
+def test_what_did_not_grow_between_uneven_slices_did_not_grow(tmp_path, then, key):
+    """The larger lesion ends in a slice that lies 0.14 mm off."""
+
+    def moved(dataset):
+        if dataset.InstanceNumber == 5:
+            x, y, z = dataset.ImagePositionPatient
+            dataset.ImagePositionPatient = [round(x + 0.14, 2), y, z]
+
+    volume = read_series(made.images(tmp_path / "uneven", change=moved))
+    mask = np.zeros_like(then.mask)
+    mask[1:, 20:25, 2:9] = 1  # so that the object has slices beside the lesions
+    mask[3:6, 9:12, 19:24] = mask[7, 33:35, 9:11] = 4
+    uneven = dataclasses.replace(then, volume=volume, mask=mask)
+    earlier = read_earlier(result(tmp_path, uneven, recipe=Recipe.parse(key)), volume)
+    assert np.ptp(np.diff(volume.positions, axis=0)) > 0.1
+    for before, lesion in zip(earlier.lesions, uneven.lesions, strict=True):
+        assert before.volume_ml == pytest.approx(lesion.volume_ml, rel=1e-6)
+
+
 def test_each_lesion_of_then_is_one_of_now_at_most_the_one_that_shares_most(tmp_path, then):
     mask = then.mask.copy()
     mask[3, 9:12, 19:24] = 0  # the lesion of slices 2 to 4 comes apart into two of one slice

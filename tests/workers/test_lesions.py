@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trt.manifest import load
-from workers.lesions import MOST, find_lesions, frame_ml, is_abnormal, longest
+from workers.lesions import MOST, depths, find_lesions, frame_ml, is_abnormal, longest
 from workers.series import Storage, write_series
 from workers.volume import read_series
 
@@ -121,6 +121,9 @@ def test_uneven_slices_count_for_what_they_stand_for(volume, tumour):
     area = 0.7 * 0.5 / 1000
     assert frame_ml(uneven)[[0, 3, 4, 5, 6, 13]] == pytest.approx(np.array([3.0, 3.0, 3.075, 3.075, 3.0, 3.0]) * area)
     assert frame_ml(volume) == pytest.approx(np.full(14, 3.0 * area))
+    # Slices that are not there are taken to lie where they should.
+    assert depths(np.array([0.0, 3.0, 6.15, 30.0, 33.0]), 3.0) == pytest.approx([3.0, 3.075, 3.075, 3.0, 3.0])
+    assert depths(np.array([6.0]), 3.0) == pytest.approx([3.0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
