@@ -109,6 +109,7 @@ def associate(
             )
         _raise_unassociated(association, peer, as_scp)
     try:
+        _check_answer(association, peer)
         yield association
     finally:
         if association.is_established:
@@ -116,6 +117,17 @@ def associate(
         # pynetdicom shuts a socket down before it closes it; with the peer gone the first fails and skips the second.
         if connection is not None:
             connection.close()
+
+
+def _check_answer(association: Association, peer: Address) -> None:
+    """Raise `PeerUnavailable` for a context that was not proposed so (PS3.8 9.3.3): pynetdicom stumbles over it."""
+    proposed = {context.context_id: context.transfer_syntax for context in association.requestor.requested_contexts}
+    for context in association.accepted_contexts:
+        if not set(context.transfer_syntax) <= set(proposed.get(context.context_id) or ()):
+            association.abort()
+            raise PeerUnavailable(
+                f"{peer} accepted a transfer syntax that was not proposed", "it is tried again; look into its log"
+            )
 
 
 def _limit_waits(timeout_s: float, event: Any) -> None:

@@ -19,6 +19,7 @@ from node.forms import Form, Recipe
 from node.records import derived_uid
 from node.settings import Seg
 from trt.manifest import Manifest
+from workers.characters import character_sets
 from workers.earlier import Earlier, followed
 from workers.frames import copied
 from workers.lesions import Lesion, find_lesions
@@ -31,14 +32,8 @@ _HOST_ONLY = frozenset({"threads", "batch", "device"})
 # What was found rather than asked: it is told, and another host may find it a little otherwise for the same object.
 _GATE = ("gate_agreement", "gate_difference", "gate_reference", "fallback_from")
 _FOUND = frozenset((*_GATE, *(f"finder_{name}" for name in _GATE)))
-# Of the defined terms of Specific Character Set (PS3.3 C.12.1.1.2) those that highdicom takes; see the test.
-_ALONE = (13, 100, 101, 109, 110, 126, 127, 138, 144, 148, 166, 203)
-CHARACTER_SETS = frozenset(
-    {"GB18030", "GBK", "ISO_IR 192", *(f"ISO_IR {n}" for n in _ALONE)}
-    | {f"ISO 2022 IR {n}" for n in (*_ALONE, 6, 58, 87, 159)}
-)
-_UTF8 = "ISO_IR 192"
-_EXTENDED = "ISO 2022 IR "
+_ISSUER = "IssuerOfPatientID"
+_NAMES = ("PatientName", "PatientID", "AccessionNumber", "StudyID")
 _NUMBER = re.compile(r"\d{1,12}")
 _DATE = re.compile(r"[0-9]{8}|[0-9]{4}\.[0-9]{2}\.[0-9]{2}")  # the dots are those of ACR-NEMA (PS3.5 6.2)
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
@@ -168,17 +163,17 @@ class Case:
     def series_description(self, recipe: Recipe) -> str:
         """Return what tells this result from others of the series: the words of the settings, model and recipe."""
         ending = f", {self.manifest.name[:24]} {self.manifest.version[:12]}, {recipe.key}"
-        return self.settings.series_description[: _LONG_STRING - len(ending)] + ending
+        return (self.settings.series_description[: max(0, _LONG_STRING - len(ending))] + ending)[:_LONG_STRING]
 
 
 def _complete(source: Dataset, said: str) -> Dataset:
     """Return a copy of a source's header with what highdicom insists on; a value it cannot take is left empty.
 
     Archives hold headers without Study ID, or with a birth date of free text; neither is a reason to have no result.
-    Where its character set is none of the standard's, or may lack characters of `said`, our own words, it is UTF-8.
+    `said` are the words of our own that are to be written beside it.
     """
     header = copied(source)
-    for keyword in ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName"):
+    for keyword in (*_NAMES, "ReferringPhysicianName"):
         if header.get(keyword) is None:
             setattr(header, keyword, "")
     for keyword in ("PatientBirthDate", "StudyDate"):
@@ -187,9 +182,9 @@ def _complete(source: Dataset, said: str) -> Dataset:
     header.PatientSex = _matching(re.compile("[MFO]"), header.get("PatientSex"))
     given = header.get("SpecificCharacterSet") or []
     sets = [given] if isinstance(given, str) else list(given)
-    extended = all(one.startswith(_EXTENDED) for one in sets)  # as several must be (PS3.3 C.12.1.1.2)
-    if not said.isascii() or not set(sets) <= CHARACTER_SETS or (len(sets) > 1 and not extended):
-        header.SpecificCharacterSet = _UTF8
+    written = list(character_sets(sets, said, (str(header.get(keyword) or "") for keyword in (*_NAMES, _ISSUER))))
+    if written != sets:
+        header.SpecificCharacterSet = written
     elif not sets and "SpecificCharacterSet" in header:
         del header.SpecificCharacterSet
     return header

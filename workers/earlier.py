@@ -126,7 +126,7 @@ def _unlike(dataset: Dataset, source: Dataset) -> str:
 def _when(dataset: Dataset) -> str:
     """Return date and time of a series as one word that sorts, empty where there is no date."""
     for kind in ("Series", "Acquisition", "Content", "Study"):
-        if date := str(dataset.get(f"{kind}Date") or "").strip():
+        if date := str(dataset.get(f"{kind}Date") or "").strip().replace(".", ""):  # of ACR-NEMA
             return date + str(dataset.get(f"{kind}Time") or "").strip()
     return ""
 

@@ -1,5 +1,7 @@
 """Data sets as bytes in Explicit VR Little Endian (PS3.5 7.1.2, 7.5, A.2): what pydicom writes, in less time.
 
+All sequences and items have a length, those of a source that had none as well.
+
 pydicom encodes every element anew. Results say the same again and again: of each frame where it lies and what it was
 derived from, of each picture whose it is. Here pydicom encodes each value once; sequences and items are put together.
 """
@@ -12,6 +14,8 @@ from pydicom import DataElement, Dataset
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
+
+from workers.frames import UNREADABLE
 
 _SEQUENCE = Struct("<HH2sxxI")
 _ITEM = Struct("<HHI")
@@ -28,13 +32,19 @@ class Encoder:
 
     def encode(self, dataset: Dataset) -> bytes:
         """Return a data set without its file meta information; what pydicom raises for a value is not caught."""
-        characters = dataset.get("SpecificCharacterSet") or default_encoding
-        return self._elements(dataset, [characters] if isinstance(characters, str) else list(characters))
+        return self._elements(dataset, [default_encoding])
 
     def _elements(self, dataset: Dataset, characters: list[str]) -> bytes:
         parts: list[bytes] = []
+        if own := dataset.get("SpecificCharacterSet"):  # an item may have its own
+            characters = [own] if isinstance(own, str) else list(own)
         for element in dataset.elements():
-            parsed = dataset[element.tag] if element.is_raw else element
+            if element.tag.element == 0 and element.tag.group > 6:  # retired group length (PS3.5 7.2)
+                continue
+            try:
+                parsed = dataset[element.tag] if element.is_raw else element
+            except UNREADABLE:  # in an item that came with the source: of no use to anybody
+                continue
             parts += self._element(parsed, dataset, characters)
         return b"".join(parts)
 

@@ -195,6 +195,8 @@ def _widest(volume: Volume, frames: NDArray[np.intp], points: Points) -> list[in
     """
     angles = np.arange(_DIRECTIONS) * (np.pi / _DIRECTIONS)
     rows, columns = (volume.affine[:3, axis] / np.linalg.norm(volume.affine[:3, axis]) for axis in (1, 2))
+    columns = columns - (columns @ rows) * rows  # a source's directions are at a right angle to a thousandth only
+    columns /= np.linalg.norm(columns)
     seen = points @ (np.outer(rows, np.cos(angles)) + np.outer(columns, np.sin(angles)))
     order = np.argsort(frames, kind="stable")
     there, starts = np.unique(frames[order], return_index=True)

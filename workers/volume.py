@@ -38,6 +38,9 @@ _LOSSY = {
     JPEGLSNearLossless: "ISO_14495_1",
     JPEG2000: "ISO_15444_1",
 }
+_RATIO = "LossyImageCompressionRatio"
+_COMPRESSION = ("LossyImageCompression", _RATIO, "LossyImageCompressionMethod")
+_YES = frozenset({"01", "1", "YES"})  # the first by the standard, the others by writers
 # Archives file a result by these, so that they stay as they are, whatever they are.
 _IDENTIFIERS = frozenset({"PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID"})
 
@@ -183,6 +186,8 @@ def _headers(images: Sequence[Image], frames: Sequence[Frame], gap: float) -> tu
     lossy = _lossy(images)
     for image in [images[frame.image] for frame in frames] if not is_enhanced(images[0]) else images:
         header = image.header
+        for keyword in _COMPRESSION:
+            header.pop(keyword, None)
         header.update(lossy)
         plane, measures = Dataset(), Dataset()
         plane.ImageOrientationPatient = _decimals(first.orientation)
@@ -209,16 +214,23 @@ def _lossy(images: Sequence[Image]) -> Dataset:
     """
     said = Dataset()
     for image in images:
-        if str(image.header.get("LossyImageCompression", "")) == "01" or image.transfer_syntax_uid in _LOSSY:
+        if _first(image.header.get("LossyImageCompression")) in _YES or image.transfer_syntax_uid in _LOSSY:
             said.LossyImageCompression = "01"
-            for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-                if keyword not in said and image.header.get(keyword) not in (None, "", []):
+            for keyword in _COMPRESSION[1:]:
+                value = image.header.get(keyword)
+                if keyword not in said and value not in (None, "", []) and (keyword != _RATIO or _are_numbers(value)):
                     said[keyword] = image.header[keyword]
-    if said and "LossyImageCompressionMethod" not in said:
-        method = next((_LOSSY[i.transfer_syntax_uid] for i in images if i.transfer_syntax_uid in _LOSSY), "")
-        if method:
-            said.LossyImageCompressionMethod = method
+    method = next((_LOSSY[i.transfer_syntax_uid] for i in images if i.transfer_syntax_uid in _LOSSY), "")
+    if method and "LossyImageCompressionMethod" not in said:
+        said.LossyImageCompressionMethod = method
     return said
+
+
+def _are_numbers(value: Any) -> bool:
+    try:
+        return all(0 < float(one) < np.inf for one in (value if isinstance(value, MultiValue) else [value]))
+    except (TypeError, ValueError):
+        return False
 
 
 def _make_single(header: Dataset) -> None:

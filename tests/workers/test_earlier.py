@@ -287,6 +287,15 @@ def test_bytes_that_are_no_dicom_are_left_alone(tmp_path, then):
     assert read_earlier(path, then.volume) is None
 
 
+def test_dates_of_older_writers_are_compared_as_dates(tmp_path, then):
+    dotted = []
+    for source in then.volume.sources:
+        source.SeriesDate = "2026.05.06"
+        dotted.append(source)
+    path = result(tmp_path, then, lambda dataset: setattr(dataset, "SeriesDate", "20260304"))
+    assert read_earlier(path, dataclasses.replace(then.volume, sources=tuple(dotted))) is not None
+
+
 def test_a_series_of_nobody_in_particular_is_compared_with_nothing(tmp_path, then):
     nameless = dataclasses.replace(then.volume, sources=tuple(map(_nameless, then.volume.sources)))
     case = dataclasses.replace(then, volume=nameless)

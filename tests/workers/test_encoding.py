@@ -6,8 +6,9 @@ import io
 
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.filewriter import write_data_element
+from pydicom.tag import Tag
 
 from node.forms import Form, Recipe
 from node.settings import Seg
@@ -72,6 +73,26 @@ def test_values_of_one_attribute_that_look_alike_are_told_apart(tag, vr, one, ot
         dataset.add(DataElement(tag, vr, value))
         write_data_element(expected, dataset[tag])
         assert encoder.encode(dataset) == expected.getvalue()
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("ISO_IR 100", "ISO_IR 192"), ("ISO_IR 192", "ISO_IR 100")])
+def test_an_item_of_its_own_character_set_keeps_it(outer, inner):
+    dataset, item = Dataset(), Dataset()
+    item.SpecificCharacterSet, item.PatientID = inner, "Müller"
+    dataset.SpecificCharacterSet, dataset.PatientName, dataset.OtherPatientIDsSequence = outer, "Müller", [item]
+    read = dcmread(io.BytesIO(Encoder().encode(dataset)), force=True)
+    assert read.PatientName == read.OtherPatientIDsSequence[0].PatientID == "Müller"
+
+
+def test_lengths_of_groups_and_what_cannot_be_read_are_left_out_of_items():
+    dataset, item = Dataset(), Dataset()
+    item.add_new(0x00080000, "UL", 999)
+    item.PatientID = "7"
+    tag = Tag("Rows")
+    item[tag] = RawDataElement(tag, "US", 3, b"abc", 0, False, True)
+    dataset.OtherPatientIDsSequence = [item]
+    read = dcmread(io.BytesIO(Encoder().encode(dataset)), force=True)
+    assert [element.keyword for element in read.OtherPatientIDsSequence[0]] == ["PatientID"]
 
 
 def test_what_was_never_looked_at_is_written_in_the_characters_of_the_whole():

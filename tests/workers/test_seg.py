@@ -15,8 +15,11 @@ import highdicom as hd
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.sr.codedict import codes as dicom_codes
 from pydicom.sr.coding import Code
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSNearLossless, SegmentationStorage
 
 from node.errors import ConfigurationError, InvalidResult, Unsuitable
@@ -26,7 +29,7 @@ from node.settings import Seg
 from tests.workers import made
 from trt.manifest import Code as LabelCode
 from trt.manifest import Label
-from workers.case import CHARACTER_SETS
+from workers.characters import CHARACTER_SETS
 from workers.codes import MEANINGS, Meaning, meaning_of
 from workers.inspection import check_segmentation
 from workers.results import BUILDERS
@@ -301,6 +304,14 @@ def test_a_lossy_source_is_carried_on(tmp_path, small, manifest):
         ("SpecificCharacterSet", "ISO_IR 999", "ISO_IR 192"),
         ("SpecificCharacterSet", ["ISO_IR 100", "ISO_IR 192"], "ISO_IR 192"),
         ("SpecificCharacterSet", ["ISO 2022 IR 100", "ISO 2022 IR 126"], ["ISO 2022 IR 100", "ISO 2022 IR 126"]),
+        ("SpecificCharacterSet", "ISO 2022 IR 100", "ISO_IR 192"),
+        ("SpecificCharacterSet", "ISO 2022 IR 87", "ISO_IR 192"),
+        ("SpecificCharacterSet", ["ISO 2022 IR 87", "ISO 2022 IR 100"], "ISO_IR 192"),
+        ("SpecificCharacterSet", ["ISO 2022 IR 6", "ISO 2022 IR 58"], "ISO_IR 192"),
+        ("LossyImageCompression", "", "00"),
+        ("LossyImageCompression", "NO", "00"),
+        ("LossyImageCompression", "0", "00"),
+        ("LossyImageCompression", "YES", "01"),
         ("StudyDate", "20230230", ""),
         ("SeriesDate", "20230230", "20260314"),
         ("PatientBirthDate", "18991231", "18991231"),
@@ -351,6 +362,32 @@ def test_words_of_our_own_are_written_in_characters_that_hold_them(given, tmp_pa
     dataset = parsed(built(small, volume, mask, manifest, settings))
     assert dataset.SpecificCharacterSet == "ISO_IR 192"
     assert dataset.SeriesDescription.startswith("Wirbelsäule 脊椎, ")
+
+
+def test_a_description_fits_whatever_the_model_is_called(volume, mask, manifest, small):
+    named = dataclasses.replace(manifest, name="m" * 40, version="1.10.100-rc.1")
+    recipe = Recipe(Form.FRACTIONAL, all_frames=True, compression="deflated")
+    description = parsed(built(small, volume, mask, named, recipe=recipe)).SeriesDescription
+    assert len(description) == 64
+    assert description.startswith(", " + "m" * 24)
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "StudyID", "IssuerOfPatientID"])
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("ISO_IR 126", b"M\xf1"), ("ISO_IR 138", b"M\xf1"), ("ISO_IR 13", "Yamada=山田".encode("shift_jis"))],
+)
+def test_a_name_in_bytes_that_its_character_set_has_not_costs_no_result(
+    given, value, keyword, tmp_path, small, manifest
+):
+    datasets = [dcmread(path) for path in write_series(tmp_path, small.lopsided(), small.SPACING)]
+    for dataset in datasets:
+        tag = Tag(keyword)
+        dataset.SpecificCharacterSet = given
+        dataset[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
+    volume = read_series(datasets)
+    mask = small.labels(volume.voxels.shape)
+    check(small, built(small, volume, mask, manifest), volume, mask, manifest)
 
 
 @pytest.mark.parametrize("words", ["Spine\\AI", "Spine\nAI", "Spine\x1b$B"])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -167,6 +167,18 @@ def test_an_odd_instance_number_only_costs_an_image_its_name(value, images):
     assert len(read_series(images).sources) == 6
     del images[3].ImagePositionPatient
     assert "file 4 has no position" in refusal(images)
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("ratio", ["10:1", "", ["10:1", "5"]])
+def test_a_compression_ratio_that_is_no_number_is_not_carried_on(ratio, images):
+    for dataset in images:
+        dataset.LossyImageCompression = "01"
+        dataset.add(DataElement("LossyImageCompressionRatio", "DS", "1"))
+        dataset["LossyImageCompressionRatio"]._value = ratio
+    header = read_series(images).sources[0]
+    assert header.LossyImageCompression == "01"
+    assert "LossyImageCompressionRatio" not in header
 
 
 def test_an_id_that_some_images_lack_is_no_second_patient(images):
@@ -399,7 +411,8 @@ def test_every_reason_has_a_text_of_its_own(images):
     for fault, (spoil, _) in BAD.items():
         faults.setdefault(refusal(spoil(deepcopy(images))), set()).add(fault)
     assert [alike for alike in faults.values() if len(alike) > 1] == [
-        {"orientation not orthogonal", "orientation not unit"}, {"colour", "palette"}, {"nothing but padding", "flat"},
+        {"two patients", "two issuers"}, {"orientation not orthogonal", "orientation not unit"}, {"colour", "palette"},
+        {"nothing but padding", "flat"},
     ]  # fmt: skip
 
 
