@@ -281,7 +281,8 @@ def test_one_address_has_a_quarter_of_the_connections(serve: Serve, monkeypatch:
 
 
 def test_a_head_that_is_too_long_is_refused(serve: Serve) -> None:
-    with raw(serve(), HEAD + b"X-Long: " + b"y" * 100_000) as peer:
+    # Little more than the limit of 16 KiB: who closes with much unread resets the line, and takes the answer back.
+    with raw(serve(), HEAD + b"X-Long: " + b"y" * 17_000) as peer:
         assert answer(peer)[0] == 400
         assert ends(peer)
 
