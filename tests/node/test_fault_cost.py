@@ -26,7 +26,7 @@ from tests import presend
 from tests.node.listening import CONTEXTS, Child, bounded, echo, image, listening, store
 from tests.node.making import files_below
 from tests.presend import associate, connect, echo_request, pdu, pdv, read_pdu, store_request
-from tests.waiting import until
+from tests.waiting import read_only, until
 
 BAD = "127.0.0.3"
 _TCP_REPAIR = 19  # linux/tcp.h
@@ -244,8 +244,8 @@ def test_a_full_and_a_read_only_disk_cost_no_memory_and_leave_nothing(
             with bounded(child), associate(child.port, CONTEXTS, BAD) as peer:
                 for _ in range(5):
                     assert store(peer, image(7, size=1100)) == statuses.OUT_OF_RESOURCES
-                until(child.has_no_file_open)  # else nobody can make the disk read-only
-                subprocess.run(["mount", "-o", "remount,ro", str(spool)], check=True)
+                until(child.has_no_file_open)
+                read_only(spool)
                 for _ in range(5):
                     assert store(peer, image(8)) == statuses.OUT_OF_RESOURCES
                 subprocess.run(["mount", "-o", "remount,rw", str(spool)], check=True)

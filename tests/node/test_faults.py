@@ -33,7 +33,7 @@ from node.spool import Spool
 from tests import presend
 from tests.node.making import SERIES, data_set, encoded, files_below, mr, open_below
 from tests.presend import Sent, associate, connect, echo_request, pdu, pdv, read_pdu, status_of, store_request
-from tests.waiting import until
+from tests.waiting import read_only, until
 
 OpenDoor = Callable[..., tuple[Door, int]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -412,8 +412,7 @@ def test_a_disk_that_is_full_or_read_only_is_a700_and_nothing_is_left(small_disk
             assert list(files_below(spool.root)) == []
             assert store(peer, image(1)) == statuses.SUCCESS
             until(lambda: open_below(spool.root) != [])
-            spool.unnamed.close_spares()  # with a file open for writing, nobody can make the disk read-only
-            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+            read_only(small_disk, spool.unnamed.close_spares)
             assert store(peer, image(2)) == statuses.OUT_OF_RESOURCES
             echo(port)
             subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)

@@ -30,7 +30,7 @@ from node.spool import Spool
 from tests.node.making import SERIES, data_set, files_below, mr
 from tests.node.stowing import BOUNDARY, PART, TOKEN, TYPE, Site, file, reasons, references, related, served
 from tests.presend import associate
-from tests.waiting import until
+from tests.waiting import read_only, until
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {"pdu_timeout_s": 0.5, "min_rate": 10_000}
@@ -425,8 +425,7 @@ def test_a_disk_that_is_full_or_read_only_is_told_and_nothing_is_left(small_disk
         assert list(files_below(spool.root)) == []
         status, module, _ = site.post(related([ONE, large]))
         assert (status, references(module), references(module, "00081198")) == (202, [f"{SERIES}.1"], [f"{SERIES}.5"])
-        spool.unnamed.close_spares()  # with a file open for writing, nobody can make the disk read-only
-        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        read_only(small_disk, spool.unnamed.close_spares)
         assert site.post(related([TWO]))[0] == 503
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
         assert site.post(related([TWO]))[0] == 200
