@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -174,8 +175,8 @@ def serve(name: str, port: int, folder: Path) -> None:
         print("BENCHMARK: nothing is flushed to disk; never run a node like this", flush=True)
 
         @event.listens_for(ledger._db.engine, "connect")
-        def careless(connection: object, _record: object) -> None:
-            connection.execute("PRAGMA synchronous=OFF")  # type: ignore[attr-defined]
+        def careless(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute("PRAGMA synchronous=OFF")
 
     ledger.migrate()
     spool = Spool(folder / "spool") if durable else Spool(folder / "spool", sync=lambda _handle: None)

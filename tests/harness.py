@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from node.ledger import Ledger
 from node.records import Job
@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 
 def pennode(
-    *arguments: str, environment: dict[str, str] | None = None, **options: object
+    *arguments: str, environment: dict[str, str] | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "node.cli", *arguments],
         env=clean_environment() | (environment or {}), capture_output=True, text=True, check=False, timeout=240,
-        **options,  # type: ignore[call-overload]
+        **options,
     )  # fmt: skip
 
 

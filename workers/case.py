@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 
@@ -24,6 +23,7 @@ from workers.earlier import Earlier, followed
 from workers.frames import copied
 from workers.lesions import Lesion, find_lesions
 from workers.segments import Segments, segments_of
+from workers.values import date_of, sex_of, time_of
 from workers.volume import Volume
 from workers.writing import TELL_US, translated
 
@@ -35,8 +35,6 @@ _FOUND = frozenset((*_GATE, *(f"finder_{name}" for name in _GATE)))
 _ISSUER = "IssuerOfPatientID"
 _NAMES = ("PatientName", "PatientID", "AccessionNumber", "StudyID")
 _NUMBER = re.compile(r"\d{1,12}")
-_DATE = re.compile(r"[0-9]{8}|[0-9]{4}\.[0-9]{2}\.[0-9]{2}")  # the dots are those of ACR-NEMA (PS3.5 6.2)
-_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _LONG_STRING = 64  # characters of LO (PS3.5 6.2)
 # The last digit of a result's Series Number; the two before it are the model's.
 _NUMBERS = {form: number for number, form in enumerate(Form, 1)}
@@ -92,9 +90,9 @@ class Case:
         """Date (DA) and time (TM) of the series, the first of its own that is valid; no clock is asked."""
         first = self.sources[0]
         for kind in ("Series", "Acquisition", "Content", "Study"):
-            date = _date(first.get(f"{kind}Date"))
+            date = date_of(first.get(f"{kind}Date"))
             if date:
-                return date, _matching(_TIME, first.get(f"{kind}Time")) or "000000"
+                return date, time_of(first.get(f"{kind}Time")) or "000000"
         return "19000101", "000000"
 
     @property
@@ -156,7 +154,8 @@ class Case:
         The source's number leads, so that a PACS lists the result beside it; two digits derived from the model follow,
         so that the results of two models are told apart, all but always, by number too. IS holds 31 bits.
         """
-        number = int(_matching(_NUMBER, self.sources[0].get("SeriesNumber")) or 0)
+        given = str(self.sources[0].get("SeriesNumber") or "").strip()
+        number = int(given) if _NUMBER.fullmatch(given) else 0
         model = int(hashlib.sha256("\n".join(self._model).encode()).hexdigest(), 16) % 100
         return number % (2**31 // 1000) * 1000 + model * 10 + _NUMBERS[form]
 
@@ -177,9 +176,9 @@ def _complete(source: Dataset, said: str) -> Dataset:
         if header.get(keyword) is None:
             setattr(header, keyword, "")
     for keyword in ("PatientBirthDate", "StudyDate"):
-        setattr(header, keyword, _date(header.get(keyword)))
-    header.StudyTime = _matching(_TIME, header.get("StudyTime"))
-    header.PatientSex = _matching(re.compile("[MFO]"), header.get("PatientSex"))
+        setattr(header, keyword, date_of(header.get(keyword)))
+    header.StudyTime = time_of(header.get("StudyTime"))
+    header.PatientSex = sex_of(header.get("PatientSex"))
     given = header.get("SpecificCharacterSet") or []
     sets = [given] if isinstance(given, str) else list(given)
     written = list(character_sets(sets, said, (str(header.get(keyword) or "") for keyword in (*_NAMES, _ISSUER))))
@@ -188,18 +187,3 @@ def _complete(source: Dataset, said: str) -> Dataset:
     elif not sets and "SpecificCharacterSet" in header:
         del header.SpecificCharacterSet
     return header
-
-
-def _date(value: object) -> str:
-    """Return a date as DA has it, empty where it is none of the calendar."""
-    digits = _matching(_DATE, value).replace(".", "")
-    try:
-        datetime.strptime(digits, "%Y%m%d")
-    except ValueError:
-        return ""
-    return digits
-
-
-def _matching(pattern: re.Pattern[str], value: object) -> str:
-    text = "" if value is None else str(value).strip()
-    return text if pattern.fullmatch(text) else ""

@@ -14,10 +14,9 @@ CHARACTER_SETS = frozenset(
 )
 UTF8 = "ISO_IR 192"
 _EXTENDED = "ISO 2022 IR "
-_NOT_FIRST = frozenset(
-    {f"{_EXTENDED}{n}" for n in (87, 159)}
-)  # sets of two bytes, which only an escape sequence brings
-_SIMPLIFIED_CHINESE = f"{_EXTENDED}58"  # highdicom and pydicom do not agree on what may stand beside it
+# Of two bytes: only an escape sequence brings them.
+_NOT_FIRST = frozenset({f"{_EXTENDED}{n}" for n in (87, 159)})
+_SIMPLIFIED_CHINESE = f"{_EXTENDED}58"  # beside others highdicom builds nothing with it
 
 
 def character_sets(given: Sequence[str], ours: str, theirs: Iterable[str]) -> Sequence[str]:

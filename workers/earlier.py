@@ -25,6 +25,7 @@ from node.records import is_uid
 from workers.codes import meaning_of
 from workers.frames import readable
 from workers.lesions import depths
+from workers.values import date_of, time_of
 
 if TYPE_CHECKING:
     from workers.lesions import Lesion
@@ -37,7 +38,6 @@ _ABNORMAL = "49755003"  # SCT, Morphologically Abnormal Structure
 _SEGMENTATIONS = frozenset(SOP_CLASSES[form] for form in SEGMENTATIONS)
 _SEVERAL = re.compile(r", \d+ smaller")  # the smallest lesions together are nobody's earlier self
 _HALF = 0.55  # of the distance between slices: these may be uneven by 5 %
-_DATE = re.compile(r"\d{8}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +126,8 @@ def _unlike(dataset: Dataset, source: Dataset) -> str:
 def _when(dataset: Dataset) -> str:
     """Return date and time of a series as one word that sorts, empty where there is no date."""
     for kind in ("Series", "Acquisition", "Content", "Study"):
-        if date := str(dataset.get(f"{kind}Date") or "").strip().replace(".", ""):  # of ACR-NEMA
-            return date + str(dataset.get(f"{kind}Time") or "").strip()
+        if date := date_of(dataset.get(f"{kind}Date")):
+            return date + time_of(dataset.get(f"{kind}Time"))
     return ""
 
 
@@ -179,13 +179,12 @@ def _read(dataset: Dataset) -> Earlier:
                 steps=steps,
             )
         )
-    date = str(dataset.get("SeriesDate") or "")
     return Earlier(
         sop_class_uid=str(dataset.SOPClassUID),
         sop_uid=str(dataset.SOPInstanceUID),
         series_uid=str(dataset.SeriesInstanceUID),
         study_uid=str(dataset.StudyInstanceUID),
-        date=date if _DATE.fullmatch(date) else "",
+        date=date_of(dataset.get("SeriesDate")),
         lesions=tuple(lesions),
     )
 

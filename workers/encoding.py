@@ -17,9 +17,8 @@ from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
 
 from workers.frames import UNREADABLE
 
-_SEQUENCE = Struct("<HH2sxxI")
 _ITEM = Struct("<HHI")
-_LONG = Struct("<HH2sxxI")
+_LONG = Struct("<HH2sxxI")  # of SQ, OB and OW (PS3.5 table 7.1-1)
 _PIXELS = frozenset({"OB", "OW"})
 _MANY = 16  # values: points of an outline, of which there is no second
 
@@ -52,11 +51,12 @@ class Encoder:
         vr = element.VR
         if len(vr) != 2:  # "OB or OW"
             vr = correct_ambiguous_vr_element(element, dataset, True).VR
+        value: bytes | None = None
         if vr == "SQ":
             value = self._items(element, characters)
-            return _SEQUENCE.pack(element.tag.group, element.tag.element, b"SQ", len(value)), value
-        if vr in _PIXELS and isinstance(element.value, bytes) and len(element.value) % 2 == 0:
+        elif vr in _PIXELS and isinstance(element.value, bytes) and len(element.value) % 2 == 0:
             value = element.value  # megabytes, which need not be copied on the way
+        if value is not None:
             return _LONG.pack(element.tag.group, element.tag.element, vr.encode(), len(value)), value
         if element.is_empty or element.VM > _MANY:
             return (_alone(element, characters),)

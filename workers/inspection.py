@@ -21,7 +21,7 @@ from workers.seg import FULL, SYNTAXES, TYPES
 from workers.volume import Volume
 from workers.writing import translated
 
-_NEEDED = ("SeriesInstanceUID", "SeriesDescription", "ReferencedSeriesSequence", "SegmentSequence", "ContentLabel")
+_NEEDED = ("SeriesInstanceUID", "ReferencedSeriesSequence", "SegmentSequence", "ContentLabel")
 # Bits Allocated, Bits Stored and High Bit (PS3.3 C.8.20.2.1).
 _BITS = {Form.SEG: (1, 1, 0), Form.LABELMAP: (8, 8, 7), Form.FRACTIONAL: (8, 8, 7)}
 _NEEDED_OF_SEGMENT = (
@@ -65,7 +65,7 @@ def _check_voxels(reading: Reading, case: Case, recipe: Recipe) -> None:
     within = np.count_nonzero(inside)
     refuse_unless(
         np.array_equal(inside, case.segments.mask[box])
-        and inside.tobytes().translate(values) == case.mask[box].tobytes()  # numpy's look-up takes three times as long
+        and inside.tobytes().translate(values) == case.mask[box].tobytes()  # numpy's look-up takes several times as long
         and within == int(reading.filled.sum()) == np.count_nonzero(case.mask),  # so that nothing lies outside the box
         "the written segmentation differs from the mask",
     )

@@ -5,16 +5,14 @@ What writes an object takes both from a header that was completed first; a fault
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
+from collections.abc import Callable
 
 from pydicom import Dataset
 
+from workers.values import date_of, sex_of, time_of
+
 # Archives file an object by these (PS3.3 C.7.1.1, C.7.2.1); they are the source's own, whatever they are.
 _IDENTIFIERS = ("PatientID", "PatientName", "IssuerOfPatientID", "StudyInstanceUID", "AccessionNumber", "StudyID")
-_DATE = re.compile(r"([0-9]{4})(\.?)([0-9]{2})\2([0-9]{2})")  # with dots by ACR-NEMA (PS3.5 6.2)
-_TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?")
-_SEX = re.compile("[MFO]")
 
 
 def belongs(dataset: Dataset, source: Dataset) -> bool:
@@ -25,9 +23,10 @@ def belongs(dataset: Dataset, source: Dataset) -> bool:
     """
     return (
         all(_text(dataset, keyword) == _text(source, keyword) for keyword in _IDENTIFIERS)
-        and all(_is_date_of(dataset, source, keyword) for keyword in ("PatientBirthDate", "StudyDate"))
-        and _is_kept(dataset, source, "StudyTime", _TIME)
-        and _is_kept(dataset, source, "PatientSex", _SEX)
+        and _is_kept(dataset, source, "PatientBirthDate", date_of)
+        and _is_kept(dataset, source, "StudyDate", date_of)
+        and _is_kept(dataset, source, "StudyTime", time_of)
+        and _is_kept(dataset, source, "PatientSex", sex_of)
     )
 
 
@@ -36,22 +35,7 @@ def _text(dataset: Dataset, keyword: str) -> str:
     return "" if value is None else str(value)
 
 
-def _is_kept(dataset: Dataset, source: Dataset, keyword: str, allowed: re.Pattern[str]) -> bool:
+def _is_kept(dataset: Dataset, source: Dataset, keyword: str, valid: Callable[[str], str]) -> bool:
+    """Tell whether a value is the source's, or what `valid` makes of it; where that is empty, it may be left out."""
     found, given = _text(dataset, keyword).strip(), _text(source, keyword).strip()
-    return found == given or (not found and not allowed.fullmatch(given))
-
-
-def _is_date_of(dataset: Dataset, source: Dataset, keyword: str) -> bool:
-    found, given = _text(dataset, keyword).strip(), _text(source, keyword).strip()
-    return found in (given, _date(given)) or (not found and _date(given) != given)
-
-
-def _date(given: str) -> str:
-    """Return a date in the form of DA, empty where it is none of the calendar."""
-    match = _DATE.fullmatch(given)
-    digits = "".join(match.group(1, 3, 4)) if match else ""
-    try:
-        datetime.strptime(digits, "%Y%m%d")
-    except ValueError:
-        return ""
-    return digits
+    return found in (given, valid(given)) or (not found and valid(given) != given)

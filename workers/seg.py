@@ -8,7 +8,6 @@ inside the engine, so that single voxels at a border could differ while the UID 
 from __future__ import annotations
 
 import math
-from importlib.metadata import version
 
 import highdicom as hd
 import numpy as np
@@ -20,6 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 from node.forms import DEFAULT, Form, Recipe
 from node.records import RESEARCH_NOTICE
 from workers.case import Case
+from workers.heading import equip, equipment
 from workers.rle import encode_planes
 from workers.segments import Segment
 from workers.volume import Volume
@@ -45,7 +45,7 @@ def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
     InvalidResult
         highdicom refuses to build the object.
     """
-    manifest, segments = case.manifest, case.segments
+    manifest, segments, made = case.manifest, case.segments, equipment(case)
     # highdicom 0.28 multiplies a FRACTIONAL's only segment in place.
     mask = segments.mask.copy() if recipe.form is Form.FRACTIONAL else segments.mask
     algorithm = hd.AlgorithmIdentificationSequence(
@@ -65,10 +65,10 @@ def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
             sop_instance_uid=case.uid("SEG instance", recipe),
             series_number=case.series_number(recipe.form),
             instance_number=1,
-            manufacturer="pennode",
-            manufacturer_model_name=manifest.name,
-            software_versions=(f"pennode {version('pennode')}", f"{manifest.name} {manifest.version}"),
-            device_serial_number=manifest.digest,  # software has none; the model's digest tells devices apart
+            manufacturer=made["Manufacturer"],
+            manufacturer_model_name=made["ManufacturerModelName"],
+            software_versions=made["SoftwareVersions"],
+            device_serial_number=made["DeviceSerialNumber"],
             fractional_type=hd.seg.SegmentationFractionalTypeValues.OCCUPANCY,
             max_fractional_value=FULL,
             content_label="SPINE_SEG",
@@ -90,21 +90,11 @@ def build_segmentation(case: Case, recipe: Recipe = DEFAULT[0]) -> Dataset:
 
 def _fix(segmentation: Dataset, case: Case, recipe: Recipe) -> None:
     """Replace what highdicom takes from the clock or draws at random, and add what it leaves out."""
-    source = case.sources[0]
-    segmentation.ContentDate, segmentation.ContentTime = case.when
-    segmentation.SeriesDate, segmentation.SeriesTime = case.when
-    for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
-        if keyword in segmentation:
-            delattr(segmentation, keyword)
-    for item in segmentation.ContributingEquipmentSequence:
-        if "ContributionDateTime" in item:
-            del item.ContributionDateTime
+    equip(segmentation, case, recipe)
     organization = case.uid("SEG dimensions", recipe)
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for item in segmentation.DimensionIndexSequence:
         item.DimensionOrganizationUID = organization
-    if source.get("BodyPartExamined"):
-        segmentation.BodyPartExamined = source.BodyPartExamined
 
 
 def _in_file_order(mask: NDArray[np.uint8], volume: Volume) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ pytestmark = [
 __all__ = ["emptied", "pacs", "start"]
 
 D, J = DeliveryState, JobState
-SEEDS = range(*map(int, os.environ.get("GARBLED_SEEDS", "0 6").split()))  # first and end; a hundred were run
+SEEDS = range(*map(int, os.environ.get("GARBLED_SEEDS", "0 6").split()))  # from the first to before the second
 # Of a connection's answers: the acceptance is about 200 bytes long, responses follow, and then perhaps an object.
 REACH = (6, 60, 230, 420, 2500)
 LONGEST_S = 60.0
