@@ -65,7 +65,7 @@ def _check_voxels(reading: Reading, case: Case, recipe: Recipe) -> None:
     within = np.count_nonzero(inside)
     refuse_unless(
         np.array_equal(inside, case.segments.mask[box])
-        and inside.tobytes().translate(values) == case.mask[box].tobytes()  # numpy's look-up takes several times as long
+        and inside.tobytes().translate(values) == case.mask[box].tobytes()  # numpy's look-up takes far longer
         and within == int(reading.filled.sum()) == np.count_nonzero(case.mask),  # so that nothing lies outside the box
         "the written segmentation differs from the mask",
     )
